@@ -1,0 +1,141 @@
+"""The values that walk the corridor, frozen. Every room takes some of them and returns others; none of them does anything.
+
+A door makes a `Call`; tenancy says which `Caller` makes it; routing answers with a `Decision`; dispatch returns `Attempt`s and
+a `Usage`; the gateway ties them into an `Outcome`, which the ledger prices and records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NewType
+
+import msgspec
+
+TenantId = NewType("TenantId", str)
+KeyHash = NewType("KeyHash", str)
+ModelId = NewType("ModelId", str)
+ProviderId = NewType("ProviderId", str)
+RequestId = NewType("RequestId", str)
+
+Operation = Literal["chat"]
+UsageSource = Literal["reported", "estimated", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: a key of a tenant, and what that key may do."""
+
+    tenant_id: TenantId
+    key_hash: KeyHash
+    key_name: str
+    allowed_models: tuple[str, ...] = ("*",)
+    """Globs over model ids, case sensitive. `("*",)` = every model."""
+    permissions: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One place where a model can be had: a provider and the provider's own name for the model."""
+
+    id: str
+    """`provider/upstream-model`, unique in the catalogue; shown to clients in `x-hortator-model`."""
+    provider: ProviderId
+    model: str
+    """The name sent upstream in the body's `model`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, as its door understood it."""
+
+    id: RequestId
+    operation: Operation
+    model: ModelId
+    """As the client asked for it."""
+    body: dict[str, msgspec.Raw]
+    """The request's top level; values are the client's own bytes. Adapters replace keys in a copy, never in place."""
+    stream: bool
+    wants_usage: bool
+    """The client asked for the usage chunk (`stream_options.include_usage`)."""
+    started: float
+    """`loop.time()` when the request's head was read, seconds."""
+    received_at: float
+    """Unix time of the same moment, seconds."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Client headers that may be passed upstream; credentials are never among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a call may go, best first, and why."""
+
+    model: ModelId
+    candidates: tuple[Deployment, ...]
+    reason: str
+    status_wait_ms: int
+    """How long a stream's status line waits for the upstream's verdict, milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call. None = the upstream did not say; 0 = it said zero."""
+
+    input: int | None = None
+    output: int | None = None
+    cached: int | None = None
+    """Part of `input` that the provider read from its cache."""
+    reasoning: int | None = None
+    """Part of `output` spent on reasoning."""
+    cache_write: int | None = None
+    """Part of `input` that the provider wrote to its cache."""
+    source: UsageSource = "unknown"
+
+
+UNKNOWN_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at one deployment."""
+
+    deployment: str
+    provider: ProviderId
+    status: int | None
+    """The upstream's HTTP status; None when it never answered."""
+    code: str | None
+    """Our error code; None when it succeeded."""
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a call; the ledger's only input."""
+
+    request_id: RequestId
+    tenant_id: TenantId
+    key_hash: KeyHash
+    operation: Operation
+    model: ModelId
+    """As asked."""
+    deployment: Deployment | None
+    """The one that answered, or the last one tried; None when none was."""
+    response_model: str | None
+    """The model name in the upstream's reply, where it gave one (providers answer aliases with dated names)."""
+    attempts: tuple[Attempt, ...]
+    usage: Usage
+    status: int
+    """The HTTP status the caller got, 499 when it hung up first."""
+    code: str | None
+    """Error code, None on success. A failed stream keeps status 200 and carries the code here."""
+    stream: bool
+    complete: bool
+    """The whole answer reached the caller."""
+    received_at: float
+    """Unix time, seconds."""
+    latency_ms: float
+    """From the request's head to the last byte handed to the server."""
+    first_byte_ms: float | None
+    """To the first content byte of the upstream's answer."""
+    overhead_ms: float
+    """`latency_ms` less the time spent waiting for upstreams."""
+    metadata: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,242 @@
+"""Everything that can go wrong, as one tree. Raised in the rooms, rendered to HTTP in `api/problem.py` only.
+
+Each error says what the caller may do next: `code` is stable and machine readable, `status` is the HTTP status it becomes,
+`retryable` tells whether the same call may succeed elsewhere or later, `retry_after` (seconds) after how long.
+Messages are written for the caller: they never hold database text, stack traces, provider keys or upstream secrets.
+
+    HortatorError
+     +-- ConfigError                 start-up only: names file, line and key
+     +-- RequestError                4xx: the caller can mend it
+     |    +-- InvalidRequest         400  invalid_json | invalid_type | missing_required_parameter | ...
+     |    +-- Unauthenticated        401  invalid_api_key
+     |    +-- Forbidden              403  model_not_allowed | ...
+     |    +-- NotFound               404  model_not_found | unknown_url
+     |    +-- MethodNotAllowed       405  method_not_allowed
+     |    +-- TooLarge               413  request_too_large
+     |    +-- UnsupportedMediaType   415  unsupported_media_type
+     |    +-- HeadersTooLarge        431  headers_too_large
+     |    +-- RateLimited            429  rate_limit_exceeded | local_model_busy | ...
+     +-- Unavailable                 503  store_unavailable | draining | ...
+     +-- ClientGone                  (no reply: the caller hung up)
+     +-- UpstreamError               502  the provider failed before or while it answered
+          +-- ConnectFailed          502  upstream_connect_failed
+          +-- ConnectTimeout         504  upstream_connect_timeout
+          +-- FirstByteTimeout       504  upstream_first_byte_timeout
+          +-- IdleTimeout            504  upstream_idle_timeout
+          +-- TotalTimeout           504  upstream_total_timeout
+          +-- ConnectionLost         502  upstream_connection_lost
+          +-- InvalidReply           502  upstream_invalid_response
+          +-- TruncatedStream        502  upstream_truncated_stream
+          +-- UpstreamRefused        as it says: the provider answered with an error status or an error event
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HortatorError(Exception):
+    """Root of the tree. `message` is safe to show to the caller."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.param = param
+        self.retry_after = retry_after
+
+
+class ConfigError(HortatorError):
+    """The configuration cannot be used. `message` starts with `file:line: key:` where they are known."""
+
+    default_code = "invalid_configuration"
+
+
+class RequestError(HortatorError):
+    """The caller's request cannot be served as it is; sending it again unchanged will not help."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_request"
+
+
+class InvalidRequest(RequestError):
+    """400: the body or a header is not what the door documents. `param` names the field."""
+
+
+class Unauthenticated(RequestError):
+    """401: no credential, or one we do not know."""
+
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """403: a good credential that may not do this."""
+
+    status = 403
+    type = "permission_error"
+    default_code = "forbidden"
+
+
+class NotFound(RequestError):
+    """404: no such model, object or address."""
+
+    status = 404
+    default_code = "unknown_url"
+
+
+class MethodNotAllowed(RequestError):
+    """405: the address exists, the method does not."""
+
+    status = 405
+    default_code = "method_not_allowed"
+
+
+class TooLarge(RequestError):
+    """413: the body is over the configured limit."""
+
+    status = 413
+    default_code = "request_too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    """415: the body is not announced as JSON."""
+
+    status = 415
+    default_code = "unsupported_media_type"
+
+
+class HeadersTooLarge(RequestError):
+    """431: too many or too long headers."""
+
+    status = 431
+    default_code = "headers_too_large"
+
+
+class RateLimited(RequestError):
+    """429: a limit of ours. `retry_after` says when it may work again; None when waiting will not help."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+    retryable = True
+
+
+class Unavailable(HortatorError):
+    """503: we cannot serve this now (store down, draining, no capacity)."""
+
+    status = 503
+    type = "service_unavailable_error"
+    default_code = "unavailable"
+    retryable = True
+
+
+class ClientGone(HortatorError):
+    """The caller hung up. Nobody is left to read a reply; the ledger records 499."""
+
+    status = 499
+    default_code = "client_closed_request"
+
+
+class UpstreamError(HortatorError):
+    """502: the provider did not answer properly. Another deployment may."""
+
+    status = 502
+    type = "upstream_error"
+    default_code = "upstream_error"
+    retryable = True
+
+
+class ConnectFailed(UpstreamError):
+    """No connection: refused, unreachable, name not found, TLS not trusted."""
+
+    default_code = "upstream_connect_failed"
+
+
+class ConnectTimeout(UpstreamError):
+    """No connection within `timeouts.connect_ms` (TLS handshake included)."""
+
+    status = 504
+    default_code = "upstream_connect_timeout"
+
+
+class FirstByteTimeout(UpstreamError):
+    """Connected, but no byte of a reply within `timeouts.first_byte_ms`."""
+
+    status = 504
+    default_code = "upstream_first_byte_timeout"
+
+
+class IdleTimeout(UpstreamError):
+    """The reply began, then fell silent for `timeouts.idle_ms`."""
+
+    status = 504
+    default_code = "upstream_idle_timeout"
+
+
+class TotalTimeout(UpstreamError):
+    """The whole request took longer than `timeouts.total_ms`; no time is left for another deployment."""
+
+    status = 504
+    default_code = "upstream_total_timeout"
+    retryable = False
+
+
+class ConnectionLost(UpstreamError):
+    """The connection broke before the reply was complete."""
+
+    default_code = "upstream_connection_lost"
+
+
+class InvalidReply(UpstreamError):
+    """The reply is not HTTP, not JSON, or not a chat completion."""
+
+    default_code = "upstream_invalid_response"
+
+
+class TruncatedStream(UpstreamError):
+    """The stream ended without a finish reason."""
+
+    default_code = "upstream_truncated_stream"
+
+
+class UpstreamRefused(UpstreamError):
+    """The provider answered with an error status, or sent an error event in a stream.
+
+    `upstream_status` is its own status, `status` the one our caller gets: 400, 404, 409, 413, 422 and 429 pass, 503 and 529
+    become 503, a refused provider key (401, 403) and every other 5xx become 502.
+    """
+
+    default_code = "upstream_refused"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        upstream_status: int,
+        status: int,
+        type: str,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message, code=code, param=param, retry_after=retry_after)
+        self.upstream_status = upstream_status
+        self.reply_status = status
+        self.reply_type = type
+        self.headers = headers

@@ -1,0 +1,53 @@
+"""What every provider adapter looks like from dispatch: one method that sends a call, one kind of reply.
+
+Dispatch calls `Provider.send`; an adapter translates the call into its provider's dialect, sends it through
+`providers/upstream.py`, and hands the reply back in the chat-completions dialect. Adapters do not retry, choose or record.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hortator.call import Call, Deployment, ProviderId
+
+
+class Reply(Protocol):
+    """An upstream's answer whose head has arrived. Exactly one of `read` and `next` is used, then `close` is always called."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    """The upstream's headers, names in lower case."""
+
+    async def read(self) -> bytes:
+        """Return the whole body, in the chat-completions dialect when `status` is 200. Raises UpstreamError."""
+        ...
+
+    async def next(self) -> bytes | None:
+        """Return the next piece of the event stream (any split), `b""` when poked, None at its end. Raises UpstreamError."""
+        ...
+
+    def poke(self) -> None:
+        """Make a waiting (or else the next) `next` return `b""` now. Used to write keep-alive comments."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back if the reply was read to its end, else drop it. Never fails; may be called twice."""
+        ...
+
+
+class Provider(Protocol):
+    """One configured provider."""
+
+    id: ProviderId
+
+    async def send(self, call: Call, deployment: Deployment, deadline: float) -> Reply:
+        """Send `call` to `deployment` and return once the reply's head is there.
+
+        `deadline` is in `loop.time()` seconds and covers the reply to its last byte.
+        Raises UpstreamError (connect, TLS, time-outs, malformed head); an error *status* is a Reply, not an exception.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Drop every connection."""
+        ...
