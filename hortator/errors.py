@@ -38,8 +38,8 @@ from typing import ClassVar
 class HortatorError(Exception):
     """Root of the tree. `message` is safe to show to the caller."""
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
+    status: int = 500
+    type: str = "server_error"
     default_code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
@@ -237,6 +237,6 @@ class UpstreamRefused(UpstreamError):
     ) -> None:
         super().__init__(message, code=code, param=param, retry_after=retry_after)
         self.upstream_status = upstream_status
-        self.reply_status = status
-        self.reply_type = type
+        self.status = status
+        self.type = type
         self.headers = headers

@@ -1,0 +1,12 @@
+"""Dispatch carries one model call through failures: it tries candidates, relays the answer, and notes what happened.
+
+The gateway calls it with a `Decision`; it calls providers. It never decides, limits, prices or records.
+"""
+
+from __future__ import annotations
+
+from hortator.dispatch.stream import Stream
+from hortator.dispatch.trace import Trace, code_of
+from hortator.dispatch.whole import carry_whole
+
+__all__ = ["Stream", "Trace", "carry_whole", "code_of"]

@@ -48,6 +48,10 @@ class Provider(Protocol):
         """
         ...
 
+    def scrub(self, text: str) -> str:
+        """Return `text`, which the provider sent, without this provider's secrets."""
+        ...
+
     async def close(self) -> None:
         """Drop every connection."""
         ...

@@ -107,6 +107,7 @@ class ChatStream:
         "_wants_usage",
         "committed",
         "done",
+        "failure",
         "model",
         "text_length",
         "usage",
@@ -125,6 +126,8 @@ class ChatStream:
         """Content has been seen: nothing may be tried elsewhere any more."""
         self.done = False
         """The upstream said `[DONE]`."""
+        self.failure: InvalidReply | ErrorEvent | None = None
+        """What went wrong after the bytes that `feed` returned last; nothing more comes."""
         self.usage: WireUsage | None = None
         self.model: str | None = None
         self.text_length = 0
@@ -136,13 +139,17 @@ class ChatStream:
         return bool(self._finished) and self._opened <= self._finished
 
     def feed(self, payloads: list[bytes]) -> bytes:
-        """Return what the client gets for these events. Raises InvalidReply, ErrorEvent."""
+        """Return what the client gets for these events; a bad one sets `failure`, and what came before it still counts."""
         out = []
         for payload in payloads:
             if payload == b"[DONE]":
                 self.done = True
                 break
-            piece = self._event(payload)
+            try:
+                piece = self._event(payload)
+            except (InvalidReply, ErrorEvent) as failure:
+                self.failure = failure
+                break
             if piece is not None:
                 out.append(b"data: " + piece + b"\n\n")
         return b"".join(out)

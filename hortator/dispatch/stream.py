@@ -1,0 +1,237 @@
+"""Carries a call whose answer is streamed.
+
+The gateway opens a `Stream`, the door pulls its bytes. Until the first content arrives (the commit point) candidates may be
+tried one after the other and nothing has been said to the client but comments; after it a failure is raised and becomes an
+honest error event. The stream never reads ahead: a client that does not read stops its upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from hortator.call import Call, Decision, Deployment, ProviderId
+from hortator.dispatch.estimate import estimated, reported
+from hortator.dispatch.refusal import final, may_go_elsewhere, passed_headers, refused
+from hortator.dispatch.trace import Trace
+from hortator.errors import HortatorError, TruncatedStream
+from hortator.providers.base import Provider, Reply
+from hortator.wire import refusal
+from hortator.wire.chat_stream import KEEP_ALIVE, ChatStream, ErrorEvent
+from hortator.wire.sse import EventSplitter
+
+DRAIN_SECONDS = 0.2
+"""After `[DONE]` the upstream has this long to end its reply, so that its connection can be used again."""
+
+
+class Stream:
+    """One streamed answer. `open` once, `next` until None, `close` always."""
+
+    __slots__ = (
+        "_call",
+        "_chat",
+        "_commit",
+        "_committed",
+        "_deadline",
+        "_decision",
+        "_heartbeat",
+        "_keep_alive",
+        "_loop",
+        "_providers",
+        "_quiet",
+        "_reply",
+        "_splitter",
+        "_trace",
+        "ended",
+    )
+
+    def __init__(
+        self,
+        providers: Mapping[ProviderId, Provider],
+        call: Call,
+        decision: Decision,
+        trace: Trace,
+        deadline: float,
+        keep_alive: float,
+    ) -> None:
+        self._providers = providers
+        self._call = call
+        self._decision = decision
+        self._trace = trace
+        self._deadline = deadline
+        self._keep_alive = keep_alive
+        self._loop = asyncio.get_running_loop()
+        self._commit: asyncio.Task[bytes] | None = None
+        self._committed = False
+        self._heartbeat: asyncio.TimerHandle | None = None
+        self._quiet = False
+        self._reply: Reply | None = None
+        self._splitter = EventSplitter()
+        self._chat = ChatStream(call.wants_usage)
+        self.ended = False
+        """What `next` returned last was the end of the answer, `[DONE]` included."""
+
+    async def open(self) -> None:
+        """Wait for the upstream's verdict, `decision.status_wait_ms` at most. Raises when every candidate failed by then."""
+        self._commit = self._loop.create_task(self._until_commit())
+        await asyncio.wait((self._commit,), timeout=self._decision.status_wait_ms / 1000)
+        if self._commit.done() and (error := self._commit.exception()) is not None:
+            raise error
+
+    async def next(self) -> bytes | None:
+        """Return the next bytes for the client, a comment while the upstream is silent, None after the end.
+
+        Raises the HortatorError that ended the answer.
+        """
+        if self._commit is not None:
+            return await self._first(self._commit)
+        while not self.ended:
+            assert self._reply is not None
+            if self._chat.failure is not None:
+                raise self._failure()
+            data = await self._reply.next()
+            if data == b"":
+                return KEEP_ALIVE
+            self._quiet = False
+            out = self._take(data)
+            if out:
+                return out
+        return None
+
+    async def close(self, error: BaseException | None) -> None:
+        """Give everything back and settle the trace. `error` is what ended the answer early, None when it went well.
+
+        An unfinished upstream call is cancelled. After a good end the upstream gets a moment to finish its reply.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        if self._commit is not None and not self._commit.done():
+            self._commit.cancel()
+            await asyncio.wait((self._commit,))
+        if self._committed:
+            self._settle(error)
+        if self._reply is None:
+            return
+        try:
+            if self.ended and error is None:
+                await self._drain(self._reply)
+        finally:
+            self._reply.close()
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Note the end of the answering attempt and its usage."""
+        trace, chat = self._trace, self._chat
+        trace.end(error, self._loop.time())
+        trace.response_model = chat.model
+        trace.usage = reported(chat.usage) if chat.usage else estimated(self._call, chat.text_length)
+        trace.complete = self.ended and error is None
+
+    async def _drain(self, reply: Reply) -> None:
+        """Let the upstream end its reply, briefly: what follows `[DONE]` is only the end of the HTTP body."""
+        handle = self._loop.call_later(DRAIN_SECONDS, reply.poke)
+        try:
+            await reply.next()
+        except HortatorError:
+            pass  # the answer is complete; the connection is not worth keeping, and `close` drops it
+        finally:
+            handle.cancel()
+
+    async def _first(self, commit: asyncio.Task[bytes]) -> bytes:
+        """Wait for the commit point, with comments meanwhile."""
+        if not commit.done():
+            await asyncio.wait((commit,), timeout=self._keep_alive)
+            if not commit.done():
+                return KEEP_ALIVE
+        self._commit = None
+        first = commit.result()
+        self._heartbeat = self._loop.call_later(self._keep_alive, self._beat)
+        return first
+
+    def _beat(self) -> None:
+        """Run every `keep_alive` seconds: wake `next` for a comment if nothing came since the last time."""
+        if self._quiet and self._reply is not None:
+            self._reply.poke()
+        self._quiet = True
+        self._heartbeat = self._loop.call_later(self._keep_alive, self._beat)
+
+    def _take(self, data: bytes | None) -> bytes:
+        """Return what the client gets of one piece of the upstream's stream (None = its end). Raises what is wrong with it."""
+        chat = self._chat
+        if data is None:
+            rest = self._splitter.end()
+            out = b"" if rest is None else chat.feed([rest])
+            if not chat.finished and chat.failure is None:
+                chat.failure = TruncatedStream("The provider's stream ended before its answer was complete.")
+        else:
+            out = chat.feed(self._splitter.feed(data))
+        if chat.failure is not None:
+            if out:
+                return out
+            raise self._failure()
+        if chat.done or data is None:
+            out += chat.end()
+            self.ended = True
+        return out
+
+    def _failure(self) -> HortatorError:
+        """Return the error for what the upstream did wrong in its stream."""
+        failure = self._chat.failure
+        assert failure is not None
+        if isinstance(failure, HortatorError):
+            return failure
+        assert self._reply is not None and self._trace.deployment is not None
+        provider = self._providers[self._trace.deployment.provider]
+        said = refusal.read_object(msgspec.json.decode(failure.raw))
+        return refused(provider, said.status or 502, self._reply.headers, said)
+
+    async def _until_commit(self) -> bytes:
+        """Try candidates until one sends content; return everything it sent so far, ready for the client."""
+        failures: list[tuple[str, HortatorError]] = []
+        for deployment in self._decision.candidates:
+            self._trace.begin(deployment, self._loop.time())
+            try:
+                first = await self._attempt(deployment)
+            except BaseException as error:
+                self._trace.end(error, self._loop.time())
+                self._drop()
+                if not isinstance(error, HortatorError):
+                    raise
+                failures.append((deployment.id, error))
+                if not may_go_elsewhere(error):
+                    break
+            else:
+                self._committed = True
+                return first
+        raise final(failures)
+
+    async def _attempt(self, deployment: Deployment) -> bytes:
+        """Ask one deployment once; return its bytes up to and with the first content."""
+        provider = self._providers[deployment.provider]
+        trace = self._trace
+        begun = self._loop.time()
+        try:
+            self._reply = reply = await provider.send(self._call, deployment, self._deadline)
+            trace.status = reply.status
+            if not 200 <= reply.status < 300:
+                raise refused(provider, reply.status, reply.headers, refusal.read(await reply.read()))
+            held = b""
+            while not (self._chat.committed or self.ended):
+                held += self._take(await reply.next())
+        except asyncio.CancelledError:
+            trace.usage = estimated(self._call, None)
+            raise
+        finally:
+            trace.first_byte_at = self._loop.time()
+            trace.waited += trace.first_byte_at - begun
+        trace.headers = passed_headers(reply.headers)
+        return held
+
+    def _drop(self) -> None:
+        """Forget a failed candidate's reply."""
+        if self._reply is not None:
+            self._reply.close()
+            self._reply = None
+        self._splitter = EventSplitter()
+        self._chat = ChatStream(self._call.wants_usage)

@@ -1,0 +1,72 @@
+"""What happened to one call so far: written by dispatch while it works, read by the gateway when it records.
+
+The only mutable value of a walk. It survives every way a call can end, so that failures and hang-ups are recorded too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from hortator.call import UNKNOWN_USAGE, Attempt, Deployment, Usage
+from hortator.errors import ClientGone, HortatorError
+
+
+class Trace:
+    """Attempts, usage and times of one call. Times are `loop.time()` seconds."""
+
+    __slots__ = (
+        "_begun",
+        "attempts",
+        "complete",
+        "deployment",
+        "first_byte_at",
+        "headers",
+        "response_model",
+        "status",
+        "usage",
+        "waited",
+    )
+
+    def __init__(self) -> None:
+        self._begun = 0.0
+        self.attempts: list[Attempt] = []
+        self.deployment: Deployment | None = None
+        """The one being tried, or the one that answered."""
+        self.status: int | None = None
+        """The upstream's HTTP status in the current attempt, None while there is none."""
+        self.response_model: str | None = None
+        self.usage: Usage = UNKNOWN_USAGE
+        self.waited = 0.0
+        """Seconds spent waiting for upstreams (of a stream: until its first content)."""
+        self.first_byte_at: float | None = None
+        """When the answer's first content was there."""
+        self.headers: list[tuple[bytes, bytes]] = []
+        """Upstream headers that the client gets: rate limits and the like."""
+        self.complete = False
+        """The upstream's whole answer was taken in."""
+
+    def begin(self, deployment: Deployment, now: float) -> None:
+        """An attempt at `deployment` starts."""
+        self._begun = now
+        self.deployment = deployment
+        self.status = None
+
+    def end(self, error: BaseException | None, now: float) -> None:
+        """The attempt has ended; `error` is None when it answered."""
+        assert self.deployment is not None
+        self.attempts.append(
+            Attempt(
+                deployment=self.deployment.id,
+                provider=self.deployment.provider,
+                status=self.status,
+                code=None if error is None else code_of(error),
+                duration_ms=(now - self._begun) * 1000,
+            )
+        )
+
+
+def code_of(error: BaseException) -> str:
+    """Return the stable code under which any end of a call is recorded."""
+    if isinstance(error, HortatorError):
+        return error.code
+    return ClientGone.default_code if isinstance(error, asyncio.CancelledError) else HortatorError.default_code

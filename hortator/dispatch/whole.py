@@ -1,0 +1,75 @@
+"""Carries a call whose answer comes in one piece.
+
+The gateway calls `carry_whole`; we try the decision's candidates in order until one answers, and note every attempt in the
+trace. A broken reply is never passed on: the client gets another deployment's answer or an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from hortator.call import Call, Decision, Deployment, ProviderId
+from hortator.dispatch.estimate import estimated, reported
+from hortator.dispatch.refusal import final, may_go_elsewhere, passed_headers, refused
+from hortator.dispatch.trace import Trace
+from hortator.errors import HortatorError
+from hortator.providers.base import Provider
+from hortator.wire import chat, refusal
+
+Providers = Mapping[ProviderId, Provider]
+
+
+async def carry_whole(providers: Providers, call: Call, decision: Decision, trace: Trace, deadline: float) -> bytes:
+    """Return the body of the first good answer. Raises the error the caller is to get."""
+    clock = asyncio.get_running_loop().time
+    failures: list[tuple[str, HortatorError]] = []
+    for deployment in decision.candidates:
+        trace.begin(deployment, clock())
+        try:
+            body = await _attempt(providers[deployment.provider], call, deployment, trace, deadline, clock)
+        except BaseException as error:
+            trace.end(error, clock())
+            if not isinstance(error, HortatorError):
+                raise
+            failures.append((deployment.id, error))
+            if not may_go_elsewhere(error):
+                break
+        else:
+            trace.end(None, clock())
+            return body
+    raise final(failures)
+
+
+async def _attempt(
+    provider: Provider, call: Call, deployment: Deployment, trace: Trace, deadline: float, clock: Callable[[], float]
+) -> bytes:
+    """Ask one deployment once."""
+    begun = clock()
+    try:
+        reply = await provider.send(call, deployment, deadline)
+        trace.status = reply.status
+        try:
+            body = await reply.read()
+        finally:
+            reply.close()
+    except asyncio.CancelledError:
+        trace.usage = estimated(call, None)
+        raise
+    finally:
+        ended = clock()
+        trace.waited += ended - begun
+    if not 200 <= reply.status < 300:
+        raise refused(provider, reply.status, reply.headers, refusal.read(body))
+    answer = chat.read_whole(body)
+    if answer.error:
+        said = refusal.read_object(msgspec.json.decode(answer.error))
+        raise refused(provider, said.status or 502, reply.headers, said)
+    trace.first_byte_at = ended
+    trace.response_model = answer.model
+    trace.headers = passed_headers(reply.headers)
+    trace.usage = reported(answer.usage) if answer.usage else estimated(call, len(body))
+    trace.complete = True
+    return body
