@@ -58,8 +58,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """`loop.time()` when the request's head was read, seconds."""
     received_at: float
     """Unix time of the same moment, seconds."""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    """Client headers that may be passed upstream; credentials are never among them."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ Messages are written for the caller: they never hold database text, stack traces
      |    +-- Forbidden              403  model_not_allowed | ...
      |    +-- NotFound               404  model_not_found | unknown_url
      |    +-- MethodNotAllowed       405  method_not_allowed
+     |    +-- RequestTimeout         408  request_timeout
      |    +-- TooLarge               413  request_too_large
      |    +-- UnsupportedMediaType   415  unsupported_media_type
      |    +-- HeadersTooLarge        431  headers_too_large
@@ -104,6 +105,17 @@ class MethodNotAllowed(RequestError):
 
     status = 405
     default_code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class RequestTimeout(RequestError):
+    """408: the body did not arrive in time."""
+
+    status = 408
+    default_code = "request_timeout"
 
 
 class TooLarge(RequestError):

@@ -16,11 +16,14 @@ from hortator.call import Call, Decision, Deployment, ProviderId
 from hortator.dispatch.estimate import estimated, reported
 from hortator.dispatch.refusal import final, may_go_elsewhere, passed_headers, refused
 from hortator.dispatch.trace import Trace
-from hortator.errors import HortatorError, TruncatedStream
+from hortator.errors import HortatorError, InvalidReply, TruncatedStream
 from hortator.providers.base import Provider, Reply
 from hortator.wire import refusal
-from hortator.wire.chat_stream import KEEP_ALIVE, ChatStream, ErrorEvent
+from hortator.wire.chat_stream import KEEP_ALIVE, ChatStream
 from hortator.wire.sse import EventSplitter
+
+MAX_HELD_BYTES = 1024 * 1024
+"""What an upstream may send before its first content; it is held back until then."""
 
 DRAIN_SECONDS = 0.2
 """After `[DONE]` the upstream has this long to end its reply, so that its connection can be used again."""
@@ -219,12 +222,17 @@ class Stream:
             held = b""
             while not (self._chat.committed or self.ended):
                 held += self._take(await reply.next())
+                if self._chat.failure is not None and not self._chat.committed:
+                    raise self._failure()
+                if len(held) > MAX_HELD_BYTES:
+                    raise InvalidReply("The provider's stream holds no content.")
         except asyncio.CancelledError:
             trace.usage = estimated(self._call, None)
             raise
         finally:
-            trace.first_byte_at = self._loop.time()
-            trace.waited += trace.first_byte_at - begun
+            now = self._loop.time()
+            trace.waited += now - begun
+        trace.first_byte_at = now
         trace.headers = passed_headers(reply.headers)
         return held
 

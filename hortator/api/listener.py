@@ -1,0 +1,117 @@
+"""The HTTP/1.1 protocol of the public listener: uvicorn's, hardened where a hostile or broken client would get past the app.
+
+Uvicorn makes one per connection and it calls the ASGI app. What cannot be parsed is answered here with one OpenAI error
+object, never a second reply on a connection that is being answered; heads that are too large or too slow end here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from hortator.api import problem
+from hortator.errors import HeadersTooLarge, HortatorError, InvalidRequest
+
+HEAD_SECONDS = 15.0
+"""A request's head must be complete this long after its first byte, or after the connection was made."""
+
+
+LINGER_BYTES = 64 * 1024 * 1024
+"""How much of a refused body is read and thrown away: a client that is still sending would not see its 413 otherwise."""
+
+
+class Listener(HttpToolsProtocol):
+    """One client connection. `max_head_bytes` and `max_headers` are set once by the composition root."""
+
+    max_head_bytes: ClassVar[int] = 64 * 1024
+    max_headers: ClassVar[int] = 200
+
+    _head_bytes = 0
+    _in_head = True
+    _in_body = False
+    _discarded = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the clock for the first head."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; bound what a head may take, and what is thrown away of a body whose reply has been sent."""
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.max_head_bytes:
+                self._refuse(HeadersTooLarge(f"The request's headers are over {self.max_head_bytes} bytes."))
+            elif self._head_timer is None and self.transport is not None and not self.transport.is_closing():
+                self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+        elif self._in_body and self.cycle is not None and self.cycle.response_complete:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A new head begins."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: the app takes over unless it has too many headers."""
+        self._in_head = False
+        self._in_body = True
+        self._head_bytes = self._discarded = 0
+        self._stop_clock()
+        if len(self.headers) > self.max_headers:
+            raise ValueError("too many headers")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        self._in_body = False
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP. Called by uvicorn for every parser error, also in a body that is being read."""
+        if self.headers is not None and len(self.headers) > self.max_headers:
+            self._refuse(HeadersTooLarge(f"The request has more than {self.max_headers} headers."))
+        else:
+            self._refuse(InvalidRequest("The request is not valid HTTP/1.1.", code="malformed_http"))
+
+    def _refuse(self, error: HortatorError) -> None:
+        """Send one error and close; only close where a reply has begun or has been sent to the request at fault."""
+        self._stop_clock()
+        if self.transport is None or self.transport.is_closing():
+            return
+        cycle = self.cycle
+        answering = cycle is not None and not cycle.response_complete
+        replied = cycle is not None and cycle.response_started and (answering or self._in_body)
+        if not replied and not self.pipeline:
+            content = problem.body(error)
+            lines = [STATUS_LINE[error.status]]
+            for name, value in [problem.JSON, *problem.headers(error)]:
+                lines += (name, b": ", value, b"\r\n")
+            lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(content))
+            self.transport.write(b"".join(lines) + content)
+        if answering:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()
+
+    def _too_slow(self) -> None:
+        """Close a connection whose head does not come."""
+        self._head_timer = None
+        if self._in_head and self.transport is not None:
+            self.transport.close()
+
+    def _stop_clock(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -1,0 +1,41 @@
+"""The only place where errors become HTTP: OpenAI error objects on `/v1`.
+
+Doors catch `HortatorError` and send what `render` returns; anything else that reaches the outermost edge becomes
+`internal_error` without a word of what it was.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from hortator.errors import HortatorError, MethodNotAllowed, RateLimited, UpstreamRefused
+
+Headers = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json")
+
+
+def body(error: HortatorError) -> bytes:
+    """Return the OpenAI error object of an error."""
+    return msgspec.json.encode(
+        {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    )
+
+
+def headers(error: HortatorError) -> Headers:
+    """Return the headers that belong to an error: what the upstream said about retrying, or what we say."""
+    found: Headers = list(error.headers) if isinstance(error, UpstreamRefused) else []
+    if error.retry_after is not None and not any(name == b"retry-after" for name, _ in found):
+        found.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
+    if isinstance(error, MethodNotAllowed):
+        found.append((b"allow", ", ".join(error.allowed).encode()))
+    if isinstance(error, RateLimited) and error.retry_after is None:
+        found.append((b"x-should-retry", b"false"))
+    return found
+
+
+def event(error: HortatorError) -> bytes:
+    """Return the in-stream error event: what a client gets when the status line has gone out already."""
+    return b"data: " + body(error) + b"\n\n"

@@ -1,0 +1,138 @@
+"""How doors take a request off the wire: its headers, its body within the limit, and the news that the client hung up.
+
+Every raw ASGI door uses it; it knows no dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import uuid_utils
+
+from hortator.call import RequestId
+from hortator.errors import ClientGone, RequestTimeout, TooLarge, Unauthenticated, UnsupportedMediaType
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+BODY_SECONDS = 60.0
+"""A body must be complete this long after its head."""
+HANG_UP_GRACE = 0.05
+"""Seconds after which a whole answer that has not come yet is watched for a hang-up; most come sooner and cost no watcher."""
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}").fullmatch
+
+
+def request_id(headers: dict[bytes, bytes]) -> RequestId:
+    """Return the client's `x-request-id` where it is sane (128 letters, digits, `._-`), else a new one."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _SANE_ID(given):
+        return RequestId(given.decode())
+    return RequestId(f"req_{uuid_utils.uuid7().hex}")
+
+
+def bearer(headers: dict[bytes, bytes]) -> bytes:
+    """Return the caller's token. Raises Unauthenticated when there is none."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    token = token.strip()
+    if scheme.lower() != b"bearer" or not token:
+        raise Unauthenticated("No API key was given: send `Authorization: Bearer hrt_sk_...`.", code="missing_api_key")
+    return token
+
+
+def expect_json(headers: dict[bytes, bytes]) -> None:
+    """Raise UnsupportedMediaType unless the body is announced as JSON, uncompressed, in UTF-8."""
+    media = headers.get(b"content-type", b"")
+    if not media.startswith(b"application/json"):
+        name = media.partition(b";")[0].strip().lower()
+        if name != b"application/json" and not (name.startswith(b"application/") and name.endswith(b"+json")):
+            raise UnsupportedMediaType("The body must be sent as `Content-Type: application/json`.")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("Compressed bodies are not accepted.", code="unsupported_content_encoding")
+
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    """Return the body. Raises TooLarge (from Content-Length before a byte is read), ClientGone, RequestTimeout."""
+    length = headers.get(b"content-length")
+    if length is not None and int(length) > limit:
+        raise _too_large(limit)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _rest(message, receive, limit)
+    except TimeoutError:
+        raise RequestTimeout("The body did not arrive in time.") from None
+
+
+async def _rest(message: MutableMapping[str, Any], receive: Receive, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientGone("The client hung up while it sent its request.")
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return b"".join(pieces)
+        message = await receive()
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is over the limit of {limit} bytes.")
+
+
+class HangUp:
+    """Watches for the client's hang-up and cancels the door's task then. `with HangUp(receive, delay) as watch:`
+
+    `gone` tells a cancellation by hang-up from one by shutdown. The body must have been read before.
+    """
+
+    __slots__ = ("_delay", "_handle", "_receive", "_task", "_watcher", "gone")
+
+    def __init__(self, receive: Receive, delay: float) -> None:
+        self._receive = receive
+        self._delay = delay
+        self._watcher: asyncio.Task[None] | None = None
+        self.gone = False
+
+    def __enter__(self) -> HangUp:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._handle = asyncio.get_running_loop().call_later(self._delay, self._start)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _start(self) -> None:
+        self._watcher = self._task.get_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._task.cancel()
+
+
+def where(error: BaseException) -> str:
+    """Return the kind of an unexpected error and where it was raised: enough to find it, nothing of what it held."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return type(error).__name__
+    return f"{type(error).__name__} at {trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"

@@ -1,0 +1,137 @@
+"""The corridor: a call is admitted, routed, dispatched and recorded. Reading this file top to bottom is reading the data flow.
+
+Doors call it with what they parsed; it is the only file that knows all rooms. It holds no state of its own and touches
+neither sockets nor the database: rooms do, each behind its own door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from hortator.call import Call, Caller, Outcome, ProviderId
+from hortator.dispatch import Stream, Trace, carry_whole, code_of
+from hortator.errors import ClientGone, HortatorError
+from hortator.ledger import Ledger
+from hortator.providers.base import Provider
+from hortator.routing import Catalogue, decide
+from hortator.settings import Settings
+from hortator.tenancy import Identity
+
+
+class StreamedAnswer:
+    """A streamed answer: `next` until None, then `finish`, always."""
+
+    __slots__ = ("_record", "_stream", "next")
+
+    def __init__(self, stream: Stream, record: Callable[[BaseException | None], None]) -> None:
+        self._stream = stream
+        self._record = record
+        self.next = stream.next
+        """Return the next bytes for the client, None after the end. Raises the HortatorError that ended the answer."""
+
+    @property
+    def ended(self) -> bool:
+        """What `next` returned last was the end of the answer."""
+        return self._stream.ended
+
+    async def finish(self, error: BaseException | None) -> None:
+        """Release the upstream and record the call. `error` is what ended it early: a HortatorError or a cancellation."""
+        try:
+            await self._stream.close(error)
+        finally:
+            self._record(error)
+
+
+class Gateway:
+    """One corridor for all doors."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        identity: Identity,
+        catalogue: Callable[[], Catalogue],
+        providers: Mapping[ProviderId, Provider],
+        ledger: Ledger,
+    ) -> None:
+        self._identity = identity
+        self._catalogue = catalogue
+        self._providers = providers
+        self._ledger = ledger
+        self._total = settings.timeouts.total_ms / 1000
+        self._keep_alive = settings.stream.keep_alive_ms / 1000
+        self._status_wait_ms = settings.stream.status_wait_ms
+
+    async def admit(self, token: bytes) -> Caller:
+        """Say who calls. Raises Unauthenticated, or Unavailable when the store cannot tell."""
+        return self._identity.known(token) or await self._identity.authenticate(token)
+
+    def catalogue(self) -> Catalogue:
+        """Return what is served now."""
+        return self._catalogue()
+
+    async def complete(self, caller: Caller, call: Call, trace: Trace) -> bytes:
+        """Walk a call whose answer comes in one piece; return its body. What happened is in `trace`, also after an error."""
+        try:
+            decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
+            body = await carry_whole(self._providers, call, decision, trace, call.started + self._total)
+        except BaseException as error:
+            self._record(caller, call, trace, error)
+            raise
+        self._record(caller, call, trace, None)
+        return body
+
+    async def stream(self, caller: Caller, call: Call, trace: Trace) -> StreamedAnswer:
+        """Walk a call whose answer is streamed; return when its status is known or the wait for it is over."""
+        try:
+            decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
+        except HortatorError as error:
+            self._record(caller, call, trace, error)
+            raise
+        stream = Stream(self._providers, call, decision, trace, call.started + self._total, self._keep_alive)
+        answer = StreamedAnswer(stream, lambda error: self._record(caller, call, trace, error))
+        try:
+            await stream.open()
+        except BaseException as error:
+            await answer.finish(error)
+            raise
+        return answer
+
+    def _record(self, caller: Caller, call: Call, trace: Trace, error: BaseException | None) -> None:
+        """Leave one record of the call, however it ended."""
+        now = asyncio.get_running_loop().time()
+        first = trace.first_byte_at
+        self._ledger.record(
+            Outcome(
+                request_id=call.id,
+                tenant_id=caller.tenant_id,
+                key_hash=caller.key_hash,
+                operation=call.operation,
+                model=call.model,
+                deployment=trace.deployment,
+                response_model=trace.response_model,
+                attempts=tuple(trace.attempts),
+                usage=trace.usage,
+                status=_status(error),
+                code=None if error is None else code_of(error),
+                stream=call.stream,
+                complete=trace.complete,
+                received_at=call.received_at,
+                latency_ms=(now - call.started) * 1000,
+                first_byte_ms=None if first is None else (first - call.started) * 1000,
+                overhead_ms=overhead_ms(call, trace, first if call.stream and first is not None else now),
+            )
+        )
+
+
+def overhead_ms(call: Call, trace: Trace, now: float) -> float:
+    """Return the milliseconds of a call that were not spent waiting for upstreams."""
+    return max(0.0, now - call.started - trace.waited) * 1000
+
+
+def _status(error: BaseException | None) -> int:
+    if error is None:
+        return 200
+    if isinstance(error, HortatorError):
+        return error.status
+    return ClientGone.status if isinstance(error, asyncio.CancelledError) else HortatorError.status
