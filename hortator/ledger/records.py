@@ -1,0 +1,115 @@
+"""From what became of a call to one priced record: `Outcome` in, `UsageRow` out.
+
+Called by the ledger's writer in its worker thread, never on the request path. Text that a client or an upstream chose is cut
+to its column and made valid, so that no request can produce a record that the database refuses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import msgspec
+import uuid_utils
+
+from hortator.call import Outcome, Usage
+from hortator.ledger.prices import FREE, Price, PriceBook
+from hortator.store.tables import MONEY_SCALE
+from hortator.store.usage import UsageRow
+
+MAX_TOKENS = 2**31
+"""A count beyond this is an upstream's mistake and recorded as unknown."""
+
+
+class Recorder:
+    """Makes records. Not thread safe; it remembers the last second's text."""
+
+    def __init__(self, prices: PriceBook) -> None:
+        self._prices = prices
+        self._second = -1
+        self._second_text = ""
+
+    def row(self, outcome: Outcome) -> UsageRow:
+        """Price `outcome` and make its record, with a new event id."""
+        usage = outcome.usage
+        deployment = outcome.deployment
+        state, cost, price = self._cost(outcome)
+        tokens, output = _count(usage.input), _count(usage.output)
+        metadata: Mapping[str, object] = {**outcome.metadata, "attempts": outcome.attempts}
+        first_byte_ms = outcome.first_byte_ms
+        return UsageRow(
+            event_id=uuid_utils.uuid7().hex,
+            tenant_id=outcome.tenant_id.replace("-", ""),
+            event_type="model_call",
+            timestamp=self._timestamp(outcome.received_at),
+            request_id=_text(outcome.request_id, 255),
+            key_hash=outcome.key_hash,
+            operation=outcome.operation,
+            model_asked=_text(outcome.model, 255),
+            usage_source=usage.source,
+            price_state=state,
+            latency_ms=round(outcome.latency_ms, 3),
+            overhead_ms=round(outcome.overhead_ms, 3),
+            status=outcome.status,
+            attempts=len(outcome.attempts),
+            stream=outcome.stream,
+            complete=outcome.complete,
+            token_count=None if tokens is None or output is None else tokens + output,
+            compute_seconds=round(max(0.0, outcome.latency_ms - outcome.overhead_ms) / 1000, 6),
+            metadata=_text(msgspec.json.encode(metadata).decode(), 65536),
+            model_served=None if deployment is None else _text(outcome.response_model or deployment.model, 255),
+            provider=None if deployment is None else _text(deployment.provider, 100),
+            deployment=None if deployment is None else _text(deployment.id, 255),
+            input_tokens=tokens,
+            output_tokens=output,
+            cached_tokens=_count(usage.cached),
+            reasoning_tokens=_count(usage.reasoning),
+            cache_write_tokens=_count(usage.cache_write),
+            price=None if price is None else price.record,
+            cost=cost,
+            first_byte_ms=None if first_byte_ms is None else round(first_byte_ms, 3),
+            error_code=None if outcome.code is None else _text(outcome.code, 100),
+        )
+
+    def _cost(self, outcome: Outcome) -> tuple[str, int | None, Price | None]:
+        """Price state, cost in 1e-10 dollars, and the price used. A call that no upstream saw is free."""
+        deployment = outcome.deployment
+        if deployment is None or not outcome.attempts:
+            return "free", 0, FREE
+        price = self._prices.price(deployment.provider, deployment.model, outcome.response_model, outcome.received_at)
+        cost = None if price is None else price.cost(_plausible(outcome.usage))
+        if price is None or cost is None:
+            return "unpriced", None, price
+        return price.state, int(cost.scaleb(MONEY_SCALE).to_integral_value()), price
+
+    def _timestamp(self, at: float) -> str:
+        """UTC text with microseconds, as both databases read it."""
+        second = int(at)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))
+        return f"{self._second_text}.{int((at - second) * 1e6):06d}"
+
+
+def _text(value: str, limit: int) -> str:
+    """Cut to `limit` characters, without NUL (Postgres refuses it) and lone surrogates (nobody can encode them)."""
+    if len(value) > limit:
+        value = value[:limit]
+    if not value.isascii():
+        value = value.encode("utf-8", "replace").decode()
+    return value.replace("\0", "") if "\0" in value else value
+
+
+def _count(tokens: int | None) -> int | None:
+    return tokens if tokens is not None and 0 <= tokens < MAX_TOKENS else None
+
+
+def _plausible(usage: Usage) -> Usage:
+    """The usage without counts that cannot be; the common case is the usage itself."""
+    counts = (usage.input, usage.output, usage.cached, usage.reasoning, usage.cache_write)
+    if all(count is None or 0 <= count < MAX_TOKENS for count in counts):
+        return usage
+    read, written, cached, reasoning, cache_write = map(_count, counts)
+    return Usage(
+        input=read, output=written, cached=cached, reasoning=reasoning, cache_write=cache_write, source=usage.source
+    )

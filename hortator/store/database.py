@@ -1,0 +1,163 @@
+"""One database, SQLite or Postgres: the engine, its transactions, its deadline, and errors that say nothing of the database.
+
+`queries.py`, `usage.py` and `schema.py` ask for `read()` or `write()`; the composition root opens and closes it.
+SQLite: WAL, synchronous=NORMAL, 30 s busy timeout, and BEGIN IMMEDIATE for every writing transaction, because a transaction
+that reads before it writes fails at once, whatever the timeout, when another one wrote meanwhile.
+Everything that goes wrong in here leaves as `Unavailable(code="store_unavailable")`; SQL and driver text never do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from hortator.errors import ConfigError, Unavailable
+
+log = logging.getLogger("hortator.store")
+
+RETRY_AFTER = 2.0
+"""Seconds after which a caller who met a dead store may try again."""
+
+_POSTGRES = frozenset({"postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"})
+_SQLITE = frozenset({"sqlite", "sqlite+aiosqlite"})
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return f"sqlite+aiosqlite:///{path}"
+
+
+def normalise_url(url: str) -> URL:
+    """Return `url` with the asynchronous driver of its database.
+
+    Takes `postgres://`, `postgresql://` and `sqlite:///file`; libpq's `sslmode` becomes asyncpg's `ssl`.
+    Raises ConfigError for every other database and for SQLite in memory, which has no file to share between connections.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ConfigError("store.url: not a database URL; expected postgresql://... or sqlite:///...") from error
+    if parsed.drivername in _POSTGRES:
+        query = dict(parsed.query)
+        if "sslmode" in query:
+            query["ssl"] = query.pop("sslmode")
+        return parsed.set(drivername="postgresql+asyncpg", query=query)
+    if parsed.drivername in _SQLITE:
+        if parsed.database in (None, "", ":memory:"):
+            raise ConfigError("store.url: SQLite needs a file, e.g. sqlite:////var/lib/hortator/hortator.db")
+        return parsed.set(drivername="sqlite+aiosqlite")
+    raise ConfigError(f"store.url: {parsed.drivername} is not supported; use postgresql:// or sqlite:///")
+
+
+class Database:
+    """The store. One per process; bounded pool; safe for concurrent tasks of one event loop."""
+
+    def __init__(self, url: str, *, pool_size: int = 5, deadline: float = 10.0) -> None:
+        """`deadline` bounds a transaction in seconds, waiting for a connection included. Connects lazily."""
+        self.url = normalise_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.deadline = deadline
+        self._failing = False
+        if self.is_sqlite:
+            arguments: dict[str, Any] = {"timeout": 30.0}
+        else:
+            arguments = {"timeout": 5.0, "server_settings": {"application_name": "hortator"}}
+        self.engine: AsyncEngine = create_async_engine(
+            self.url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=deadline,
+            pool_pre_ping=False,
+            pool_recycle=1800,
+            hide_parameters=True,
+            connect_args=arguments,
+        )
+        if self.is_sqlite:
+            event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
+
+    def __repr__(self) -> str:
+        return f"Database({self.url.get_backend_name()})"
+
+    @asynccontextmanager
+    async def read(self, deadline: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """A connection in a reading transaction. Raises Unavailable."""
+        async with self._connection(deadline) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self, deadline: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """A connection in a writing transaction, committed at the end. Raises Unavailable; integrity and data errors pass."""
+        async with self._connection(deadline) as connection:
+            if self.is_sqlite:
+                await connection.execution_options(hortator_writes=True)
+            async with connection.begin():
+                yield connection
+
+    @asynccontextmanager
+    async def _connection(self, deadline: float | None) -> AsyncIterator[AsyncConnection]:
+        """Check a connection out, under the deadline, and translate what goes wrong.
+
+        A broken pooled connection (the server restarted) invalidates the pool: the next attempt connects anew.
+        """
+        try:
+            async with (
+                asyncio.timeout(self.deadline if deadline is None else deadline),
+                self.engine.connect() as connection,
+            ):
+                yield connection
+            if self._failing:
+                self._failing = False
+                log.warning("the store answers again")
+        except (IntegrityError, DataError):
+            raise
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: BaseException) -> Unavailable:
+        """What callers see of a database error. The log gets its kind, never its text, and once until the store answers."""
+        if not self._failing:
+            self._failing = True
+            kind = type(error.orig if isinstance(error, DBAPIError) and error.orig is not None else error).__name__
+            log.warning("the store does not answer: %s", kind)
+        return Unavailable("the store is not available; try again", code="store_unavailable", retry_after=RETRY_AFTER)
+
+    async def ping(self, deadline: float = 1.0) -> None:
+        """Return when the store answers; raises Unavailable. For `/ready`."""
+        async with self.read(deadline) as connection:
+            await connection.execute(sqlalchemy.text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    """Settings of a new SQLite connection; transactions are ours to open (see `_begin_sqlite`)."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        "busy_timeout=30000",
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+        "cache_size=-8000",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sqlalchemy.Connection) -> None:
+    """Open the transaction that SQLAlchemy thinks the driver opened."""
+    writes = connection.get_execution_options().get("hortator_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,223 @@
+"""Every statement on tenants, keys, tasks and usage. The one place that adds the tenant filter.
+
+What belongs to a tenant is read and changed through `TenantScope(database, tenant_id)`, whose statements all start from
+`_rows` or `_where`; a test walks the source and fails when a tenant's table is used elsewhere. The two reads that cannot have a
+tenant, because they find out whose a key is, are `find_keys` and `match_keys`. Called by tenancy and by the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import uuid_utils
+from sqlalchemy import ColumnElement, Row, Select, Table, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from hortator.call import KeyHash, TenantId
+from hortator.errors import InvalidRequest, NotFound
+from hortator.store.database import Database
+from hortator.store.tables import api_keys, tenants, usage_events
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A row of `tenants`."""
+
+    id: TenantId
+    name: str
+    namespace: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A row of `api_keys`: never the key itself."""
+
+    key_hash: KeyHash
+    tenant_id: TenantId
+    name: str
+    prefix: str
+    permissions: tuple[str, ...]
+    allowed_models: tuple[str, ...]
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    replaced_by: KeyHash | None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotal:
+    """What one model did for a tenant in a period. Costs are US dollars; `unpriced` counts the records without one."""
+
+    model: str | None
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost: Decimal
+    unpriced: int
+
+
+def _api_key(row: Row[Any]) -> ApiKey:
+    values = dict(row._mapping)
+    values["permissions"] = tuple(values["permissions"])
+    values["allowed_models"] = tuple(values["allowed_models"])
+    return ApiKey(**values)
+
+
+class TenantScope:
+    """The data of one tenant. Nothing reachable from here belongs to another one."""
+
+    def __init__(self, database: Database, tenant_id: TenantId) -> None:
+        self._database = database
+        self.tenant_id = tenant_id
+
+    def _where(self, table: Table) -> ColumnElement[bool]:
+        """The tenant filter."""
+        return table.c.tenant_id == self.tenant_id
+
+    def _rows(self, table: Table, *columns: ColumnElement[Any]) -> Select[Any]:
+        """Select from a tenant's table."""
+        return select(*(columns or table.columns)).where(self._where(table))
+
+    async def keys(self) -> list[ApiKey]:
+        """Every key of the tenant, oldest first."""
+        async with self._database.read() as connection:
+            rows = await connection.execute(self._rows(api_keys).order_by(api_keys.c.created_at, api_keys.c.key_hash))
+            return [_api_key(row) for row in rows]
+
+    async def add_key(self, key: ApiKey) -> None:
+        """Store a new key of this tenant."""
+        values = {name: getattr(key, name) for name in ApiKey.__dataclass_fields__}
+        values |= {
+            "tenant_id": self.tenant_id,
+            "permissions": list(key.permissions),
+            "allowed_models": list(key.allowed_models),
+        }
+        async with self._database.write() as connection:
+            await connection.execute(insert(api_keys).values(values))
+
+    async def revoke_key(self, key_hash: KeyHash, at: datetime) -> None:
+        """Mark the key revoked at `at`; one that already is keeps its moment."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(api_keys)
+                .where(self._where(api_keys), api_keys.c.key_hash == key_hash, api_keys.c.revoked_at.is_(None))
+                .values(revoked_at=at)
+            )
+
+    async def replace_key(self, old: KeyHash, new: ApiKey, expires_at: datetime) -> None:
+        """Store `new` and let `old` expire at `expires_at`, in one transaction. Raises InvalidRequest when it was replaced."""
+        values = {name: getattr(new, name) for name in ApiKey.__dataclass_fields__}
+        values |= {
+            "tenant_id": self.tenant_id,
+            "permissions": list(new.permissions),
+            "allowed_models": list(new.allowed_models),
+        }
+        async with self._database.write() as connection:
+            await connection.execute(insert(api_keys).values(values))
+            changed = await connection.execute(
+                update(api_keys)
+                .where(self._where(api_keys), api_keys.c.key_hash == old)
+                .where(api_keys.c.replaced_by.is_(None), api_keys.c.revoked_at.is_(None))
+                .values(replaced_by=new.key_hash, expires_at=expires_at)
+            )
+            if changed.rowcount != 1:
+                raise InvalidRequest("the key was replaced or revoked already", code="key_not_active")
+
+    async def usage_totals(self, since: datetime, until: datetime) -> list[UsageTotal]:
+        """What was used from `since` to before `until`, a line per model served."""
+        column = usage_events.c
+        statement = (
+            self._rows(
+                usage_events,
+                column.model_served,
+                func.count(),
+                func.coalesce(func.sum(column.input_tokens), 0),
+                func.coalesce(func.sum(column.output_tokens), 0),
+                func.sum(column.cost, type_=column.cost.type),
+                func.count().filter(column.cost.is_(None)),
+            )
+            .where(column.timestamp >= since, column.timestamp < until)
+            .group_by(column.model_served)
+            .order_by(column.model_served)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(statement)).all()
+        return [UsageTotal(model, n, int(i), int(o), cost or Decimal(0), free) for model, n, i, o, cost, free in rows]
+
+    async def usage(self, since: datetime, until: datetime, limit: int = 100) -> list[dict[str, Any]]:
+        """The records from `since` to before `until`, newest first, at most `limit` (1 to 1,000)."""
+        column = usage_events.c
+        statement = (
+            self._rows(usage_events)
+            .where(column.timestamp >= since, column.timestamp < until)
+            .order_by(column.timestamp.desc(), column.id.desc())
+            .limit(max(1, min(limit, 1000)))
+        )
+        async with self._database.read() as connection:
+            return [dict(row._mapping) for row in await connection.execute(statement)]
+
+
+async def find_keys(database: Database, hashes: Sequence[str], deadline: float) -> list[ApiKey]:
+    """The keys with these hashes, of any tenant: authentication asks whose they are. Raises Unavailable."""
+    async with database.read(deadline) as connection:
+        rows = await connection.execute(select(api_keys).where(api_keys.c.key_hash.in_(hashes)))
+        return [_api_key(row) for row in rows]
+
+
+async def match_keys(database: Database, text: str) -> list[ApiKey]:
+    """The keys whose name is `text`, or whose prefix or hash starts with it; for the operator's commands."""
+    like = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    async with database.read() as connection:
+        rows = await connection.execute(
+            select(api_keys).where(
+                or_(
+                    api_keys.c.name == text,
+                    api_keys.c.prefix.like(like, escape="\\"),
+                    api_keys.c.key_hash.like(like, escape="\\"),
+                )
+            )
+        )
+        return [_api_key(row) for row in rows]
+
+
+async def touch_keys(database: Database, hashes: Iterable[str], at: datetime) -> None:
+    """Note that these keys were used. Batched by tenancy, at most once a minute."""
+    async with database.write() as connection:
+        await connection.execute(update(api_keys).where(api_keys.c.key_hash.in_(list(hashes))).values(last_used_at=at))
+
+
+async def add_tenant(database: Database, name: str, namespace: str, at: datetime) -> Tenant:
+    """Store a new tenant. Raises InvalidRequest when the namespace is taken."""
+    tenant = Tenant(TenantId(str(uuid_utils.uuid7())), name, namespace, at)
+    try:
+        async with database.write() as connection:
+            await connection.execute(
+                insert(tenants).values(id=tenant.id, name=name, namespace=namespace, created_at=at, config={})
+            )
+    except IntegrityError:
+        raise InvalidRequest(f"the namespace {namespace} is taken", code="namespace_taken", param="namespace") from None
+    return tenant
+
+
+async def list_tenants(database: Database) -> list[Tenant]:
+    """Every tenant, oldest first."""
+    async with database.read() as connection:
+        statement = select(tenants.c.id, tenants.c.name, tenants.c.namespace, tenants.c.created_at)
+        rows = await connection.execute(statement.order_by(tenants.c.created_at, tenants.c.id))
+        return [Tenant(*row) for row in rows]
+
+
+async def tenant_by_namespace(database: Database, namespace: str) -> Tenant:
+    """The tenant of that namespace. Raises NotFound."""
+    async with database.read() as connection:
+        statement = select(tenants.c.id, tenants.c.name, tenants.c.namespace, tenants.c.created_at)
+        row = (await connection.execute(statement.where(tenants.c.namespace == namespace))).first()
+    if row is None:
+        raise NotFound(f"no tenant has the namespace {namespace}", code="tenant_not_found")
+    return Tenant(*row)

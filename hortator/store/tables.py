@@ -1,0 +1,180 @@
+"""The tables, as SQLAlchemy Core describes them (R-000-76 to R-000-79). `docs/data-schema.md` explains every column.
+
+Used by `queries.py` and `usage.py`, which hold every statement, and by the migrations' test; nobody else may select from
+these tables. The types here hide what SQLite lacks: time zones, exact decimals, UUID and JSONB columns.
+Nothing here opens a connection.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+    Uuid,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import JSON, TypeEngine
+
+MONEY_SCALE = 10
+"""Digits after the point of a stored amount; amounts are US dollars."""
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite gives out row numbers only for INTEGER."""
+
+
+class Instant(TypeDecorator[datetime]):
+    """A moment, always aware and in UTC. TIMESTAMPTZ on Postgres, ISO text in UTC on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a moment without zone: it would be read in another one."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment needs a time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the zone back."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+class Money(TypeDecorator[Decimal]):
+    """US dollars, exact. NUMERIC(20,10) on Postgres; on SQLite an INTEGER of 1e-10 dollars, so that SUM is exact there too."""
+
+    impl = Numeric(20, MONEY_SCALE)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """SQLite's NUMERIC is a binary float."""
+        return dialect.type_descriptor(BigInteger() if dialect.name == "sqlite" else Numeric(20, MONEY_SCALE))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Decimal | int | None:
+        """Dollars to what the column holds."""
+        if value is None or dialect.name != "sqlite":
+            return value
+        return int(value.scaleb(MONEY_SCALE).to_integral_value())
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        """What the column holds to dollars."""
+        if value is None:
+            return None
+        return Decimal(value).scaleb(-MONEY_SCALE) if dialect.name == "sqlite" else Decimal(value)
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Uuid(as_uuid=False), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("created_at", Instant, nullable=False, server_default=func.now()),
+    Column("config", Json, nullable=False),
+    UniqueConstraint("namespace"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_hash", String(64), primary_key=True),
+    Column("tenant_id", Uuid(as_uuid=False), ForeignKey("tenants.id"), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("prefix", String(16), nullable=False),
+    Column("permissions", Json, nullable=False),
+    Column("allowed_models", Json, nullable=False),
+    Column("created_at", Instant, nullable=False, server_default=func.now()),
+    Column("last_used_at", Instant),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+    Column("replaced_by", String(64), ForeignKey("api_keys.key_hash")),
+    Index(None, "tenant_id", "name"),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", Uuid(as_uuid=False), primary_key=True),
+    Column("tenant_id", Uuid(as_uuid=False), ForeignKey("tenants.id"), nullable=False),
+    Column("parent_task_id", Uuid(as_uuid=False), ForeignKey("tasks.id")),
+    Column("status", String(50), nullable=False),
+    Column("task_type", String(100), nullable=False),
+    Column("model", String(100)),
+    Column("created_at", Instant, nullable=False, server_default=func.now()),
+    Column("completed_at", Instant),
+    Column("config", Json),
+    Column("results", Json),
+    Index(None, "tenant_id", "created_at"),
+    Index(None, "parent_task_id"),
+)
+
+usage_events = Table(
+    "usage_events",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("event_id", Uuid(as_uuid=False), nullable=False),
+    Column("tenant_id", Uuid(as_uuid=False), nullable=False),
+    Column("task_id", Uuid(as_uuid=False)),
+    Column("event_type", String(50), nullable=False),
+    Column("token_count", BigInteger),
+    Column("compute_seconds", Numeric(14, 6, asdecimal=False)),
+    Column("timestamp", Instant, nullable=False, server_default=func.now()),
+    Column("metadata", Json),
+    Column("request_id", String(255), nullable=False),
+    Column("key_hash", String(64), nullable=False),
+    Column("operation", String(50), nullable=False),
+    Column("model_asked", String(255), nullable=False),
+    Column("model_served", String(255)),
+    Column("provider", String(100)),
+    Column("deployment", String(255)),
+    Column("attempts", Integer, nullable=False),
+    Column("input_tokens", BigInteger),
+    Column("output_tokens", BigInteger),
+    Column("cached_tokens", BigInteger),
+    Column("reasoning_tokens", BigInteger),
+    Column("cache_write_tokens", BigInteger),
+    Column("usage_source", String(20), nullable=False),
+    Column("price", Json),
+    Column("cost", Money),
+    Column("price_state", String(20), nullable=False),
+    Column("latency_ms", Numeric(14, 3, asdecimal=False), nullable=False),
+    Column("first_byte_ms", Numeric(14, 3, asdecimal=False)),
+    Column("overhead_ms", Numeric(14, 3, asdecimal=False), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("error_code", String(100)),
+    Column("stream", Boolean, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    UniqueConstraint("event_id"),
+    Index(None, "tenant_id", "timestamp"),
+    Index("ix_usage_events_timestamp_brin", "timestamp", postgresql_using="brin").ddl_if(dialect="postgresql"),
+)
+"""No foreign keys: what happened is recorded even when its tenant is gone."""
