@@ -1,4 +1,9 @@
-"""The ledger room: prices, counts and writes down what became of each call. `usage.Ledger` is its door.
+"""The ledger room: prices, counts and writes down what became of each call. `Ledger` is its door.
 
 `records.py` makes records, `prices.py` prices them, `journal.py` keeps them until the database has them.
 """
+
+from hortator.ledger.prices import PriceBook
+from hortator.ledger.usage import Ledger
+
+__all__ = ["Ledger", "PriceBook"]

@@ -198,7 +198,7 @@ class Ledger:
         """The record of `outcome`. One that cannot be made is dropped alone: this is the outermost edge of its life."""
         try:
             return self._recorder.row(outcome)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the outermost edge of a background task
             log.error("usage of request %s cannot be recorded: %s", outcome.request_id, type(error).__name__)
             self._drop(1)
             return None
@@ -250,7 +250,7 @@ class Ledger:
         """Write one batch. Whatever goes wrong, it stays in the journal and is tried again from there."""
         try:
             inserted = await insert_usage(self._database, batch.rows)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the outermost edge of a background task
             if not isinstance(error, Unavailable):
                 log.error("usage records cannot be written: %s", type(error).__name__)
             await self._fall_behind([batch])
@@ -269,7 +269,7 @@ class Ledger:
                 await self._replay_backlog()
                 await self._in_worker(self._level)
                 pause = 0.1
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the outermost edge of a background task
                 if not isinstance(error, Unavailable):
                     log.error("usage records cannot be replayed: %s", type(error).__name__)
                 self._stranded = self._closing

@@ -2,3 +2,8 @@
 
 `database.py` connects, `schema.py` migrates, `tables.py` describes, `queries.py` and `usage.py` hold every statement.
 """
+
+from hortator.store.database import Database, sqlite_url
+from hortator.store.schema import is_current, migrate
+
+__all__ = ["Database", "is_current", "migrate", "sqlite_url"]

@@ -90,14 +90,14 @@ def _postgres_insert() -> str:
     arrays = ", ".join(f"${place}::{kind}[]" for place, kind in enumerate(kinds, 1))
     values = ", ".join(_CASTS.get(name, "{}").format(f'row."{name}"') for name in COLUMNS)
     return (
-        f"INSERT INTO usage_events ({_NAMES}) SELECT {values} FROM unnest({arrays}) AS row({_NAMES}) "
+        f"INSERT INTO usage_events ({_NAMES}) SELECT {values} FROM unnest({arrays}) AS row({_NAMES}) "  # noqa: S608 - constants
         "ON CONFLICT (event_id) DO NOTHING"
     )
 
 
 _POSTGRES_INSERT = _postgres_insert()
 _SQLITE_INSERTS = tuple(
-    f"INSERT INTO usage_events ({_NAMES}) VALUES {', '.join([_PLACES] * rows)} ON CONFLICT (event_id) DO NOTHING"
+    f"INSERT INTO usage_events ({_NAMES}) VALUES {', '.join([_PLACES] * rows)} ON CONFLICT (event_id) DO NOTHING"  # noqa: S608 - constants
     for rows in range(_CHUNK + 1)
 )
 

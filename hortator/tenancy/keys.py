@@ -1,0 +1,179 @@
+"""Issuing keys and tenants: what the operator's commands and the first start do. Never on the request path.
+
+A key is `hrt_sk_` and 43 random characters; it is given out once and stored as its SHA-256 (R-000-77). Called by `cli/keys.py` and
+by the composition root; the statements are the store's.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+
+from hortator.call import KeyHash, TenantId
+from hortator.errors import InvalidRequest, NotFound
+from hortator.store.database import Database
+from hortator.store.queries import (
+    ApiKey,
+    Tenant,
+    TenantScope,
+    add_tenant,
+    list_tenants,
+    match_keys,
+    tenant_by_namespace,
+)
+
+KEY_PREFIX = "hrt_sk_"
+DEFAULT_TENANT = "default"
+OVERLAP = timedelta(hours=24)
+"""How long a rotated key stays valid."""
+_SHOWN = 12
+"""First characters of a key that are stored in clear, to tell keys apart: the prefix and 5 of 43 random ones."""
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key at the only moment it is known."""
+
+    key: str = field(repr=False)
+    record: ApiKey
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A new key in the place of `old`, which works until `old_valid_until`."""
+
+    new: NewKey
+    old: ApiKey
+    old_valid_until: datetime
+
+
+async def create_tenant(database: Database, name: str, namespace: str) -> Tenant:
+    """Make a tenant. `namespace` is a DNS label of at most 63 characters. Raises InvalidRequest."""
+    if _LABEL.fullmatch(namespace) is None:
+        raise InvalidRequest(
+            "a namespace is 1 to 63 lower-case letters, digits and inner hyphens",
+            code="invalid_namespace",
+            param="namespace",
+        )
+    if not 0 < len(name) <= 255:
+        raise InvalidRequest("a tenant's name is 1 to 255 characters", code="invalid_name", param="name")
+    return await add_tenant(database, name, namespace, datetime.now(UTC))
+
+
+async def ensure_default_tenant(database: Database) -> Tenant:
+    """The tenant `default`, made when there is none. Safe to call from several processes at once."""
+    try:
+        return await tenant_by_namespace(database, DEFAULT_TENANT)
+    except NotFound:
+        pass
+    try:
+        return await create_tenant(database, "Default", DEFAULT_TENANT)
+    except InvalidRequest:
+        return await tenant_by_namespace(database, DEFAULT_TENANT)
+
+
+async def first_key(database: Database) -> NewKey | None:
+    """At the very first start: a key of the default tenant, so that the product can be tried. None when there are keys."""
+    tenant = await ensure_default_tenant(database)
+    for other in await list_tenants(database):
+        if await TenantScope(database, other.id).keys():
+            return None
+    return await create_key(database, tenant=tenant.namespace, name="first")
+
+
+async def create_key(
+    database: Database,
+    *,
+    name: str,
+    tenant: str = DEFAULT_TENANT,
+    models: Sequence[str] = ("*",),
+    permissions: Sequence[str] = (),
+    expires_in: timedelta | None = None,
+) -> NewKey:
+    """Make a key for the tenant with that namespace. `models`: globs over model ids. Raises InvalidRequest, NotFound."""
+    if not 0 < len(name) <= 255:
+        raise InvalidRequest("a key's name is 1 to 255 characters", code="invalid_name", param="name")
+    if expires_in is not None and expires_in <= timedelta(0):
+        raise InvalidRequest("a key must expire in the future", code="invalid_expiry", param="expires")
+    owner = await (
+        ensure_default_tenant(database) if tenant == DEFAULT_TENANT else tenant_by_namespace(database, tenant)
+    )
+    new = _new_key(owner.id, name, tuple(models) or ("*",), tuple(sorted(set(permissions))), expires_in)
+    await TenantScope(database, owner.id).add_key(new.record)
+    return new
+
+
+async def list_keys(database: Database, tenant: str | None = None) -> list[tuple[Tenant, ApiKey]]:
+    """Every key with its tenant, of one tenant or of all. Raises NotFound."""
+    owners = await list_tenants(database) if tenant is None else [await tenant_by_namespace(database, tenant)]
+    return [(owner, key) for owner in owners for key in await TenantScope(database, owner.id).keys()]
+
+
+async def revoke_key(database: Database, which: str) -> ApiKey:
+    """Revoke the key with that name, prefix or hash (or the key itself), at once. Raises NotFound; InvalidRequest when several match."""
+    key = _only([key for key in await _matching(database, which) if key.revoked_at is None])
+    await TenantScope(database, key.tenant_id).revoke_key(key.key_hash, datetime.now(UTC))
+    return key
+
+
+async def rotate_key(database: Database, which: str, overlap: timedelta = OVERLAP) -> Rotation:
+    """Replace the key with that name, prefix or hash by a new one with the same rights.
+
+    The old key works until `overlap` from now, or its own expiry if that is earlier. The new key has no expiry.
+    Raises NotFound; InvalidRequest when several match.
+    """
+    now = datetime.now(UTC)
+    matches = await _matching(database, which)
+    old = _only([key for key in matches if key.revoked_at is None and key.replaced_by is None])
+    until = now + max(overlap, timedelta(0))
+    if old.expires_at is not None:
+        until = min(until, old.expires_at)
+    new = _new_key(old.tenant_id, old.name, old.allowed_models, old.permissions, None)
+    await TenantScope(database, old.tenant_id).replace_key(old.key_hash, new.record, until)
+    return Rotation(new, old, until)
+
+
+def _new_key(
+    tenant_id: TenantId,
+    name: str,
+    models: tuple[str, ...],
+    permissions: tuple[str, ...],
+    expires_in: timedelta | None,
+) -> NewKey:
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    now = datetime.now(UTC)
+    record = ApiKey(
+        key_hash=KeyHash(sha256(key.encode()).hexdigest()),
+        tenant_id=tenant_id,
+        name=name,
+        prefix=key[:_SHOWN],
+        permissions=permissions,
+        allowed_models=models,
+        created_at=now,
+        last_used_at=None,
+        expires_at=None if expires_in is None else now + expires_in,
+        revoked_at=None,
+        replaced_by=None,
+    )
+    return NewKey(key, record)
+
+
+async def _matching(database: Database, which: str) -> list[ApiKey]:
+    """The keys that `which` may mean: a name, a prefix, a hash, or a whole key."""
+    found = await match_keys(database, which)
+    return found or await match_keys(database, sha256(which.encode()).hexdigest())
+
+
+def _only(keys: list[ApiKey]) -> ApiKey:
+    """The one key that matches. The text is not repeated in errors: it may be a whole key, given by mistake."""
+    if not keys:
+        raise NotFound("no active key has that name, prefix or hash", code="key_not_found")
+    if len(keys) > 1:
+        found = ", ".join(key.prefix for key in keys)
+        raise InvalidRequest(f"several keys match: {found}; give the prefix of one", code="ambiguous_key")
+    return keys[0]
