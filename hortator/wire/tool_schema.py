@@ -162,7 +162,9 @@ def _named(wanted: Any) -> object:
 def _pick(functions: list[Function], names: list[object]) -> list[Function]:
     picked = [function for function in functions if function.name in names]
     if not picked or len({function.name for function in picked}) < len(set(map(str, names))):
-        raise InvalidRequest("'tool_choice' names a tool that is not declared.", code="invalid_value", param="tool_choice")
+        raise InvalidRequest(
+            "'tool_choice' names a tool that is not declared.", code="invalid_value", param="tool_choice"
+        )
     return picked
 
 
@@ -289,7 +291,9 @@ def _with_system(messages: list[dict[str, Any]], text: str) -> list[dict[str, An
     """Add `text` to the first system message, or put one in front: chat templates know one system message at most."""
     if messages and messages[0].get("role") in ("system", "developer"):
         content = messages[0].get("content")
-        joined = [*content, {"type": "text", "text": text}] if isinstance(content, list) else f"{content or ''}\n\n{text}"
+        joined = (
+            [*content, {"type": "text", "text": text}] if isinstance(content, list) else f"{content or ''}\n\n{text}"
+        )
         return [{**messages[0], "content": joined}, *messages[1:]]
     return [{"role": "system", "content": f"You are a helpful assistant. {text}"}, *messages]
 
