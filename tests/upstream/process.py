@@ -96,7 +96,8 @@ def running_upstream() -> Iterator[Upstream]:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.upstream"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdin is not None
     try:
         yield Upstream(json.loads(process.stdout.readline())["port"])
     finally:

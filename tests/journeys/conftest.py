@@ -1,0 +1,28 @@
+"""One scripted upstream and one gateway for all journeys; those that need other settings start their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.door import Door
+from tests.gateway import Gateway, running_gateway
+from tests.upstream.process import Upstream, running_upstream
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Upstream]:
+    with running_upstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Gateway]:
+    with running_gateway(tmp_path_factory.mktemp("gateway"), upstream, server={"max_body_bytes": 1_000_000}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def door(gateway: Gateway) -> Door:
+    return gateway.door
