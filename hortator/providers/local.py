@@ -1,0 +1,463 @@
+"""The embedded model as a provider: a supervised child process on loopback, with a bounded queue in front of it.
+
+The composition root makes one `LocalModel` (keeps the process alive) and one `LocalProvider` (sends calls to it); dispatch
+calls `send`. The child is started by `local_process.py` and reached through an upstream client of its own, never through a
+proxy. Tool calls are translated by `wire/tool_schema.py`. The server never waits for the model: calls that come while it
+loads do, up to a bound. xllamacpp is imported in the child only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import math
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw
+
+from hortator.call import Call, Deployment, ProviderId
+from hortator.errors import ConnectFailed, ConnectionLost, RateLimited, TotalTimeout, Unavailable, UpstreamError
+from hortator.providers.base import Reply
+from hortator.providers.local_child import ChildConfig
+from hortator.providers.local_process import COMMAND, BoundedLog, Child, ChildFailed
+from hortator.providers.proxy import ProxyReply
+from hortator.providers.upstream import Origin, PoolLimits, Timeouts, Upstream, UpstreamResponse, request_head
+from hortator.wire.sse import EventSplitter
+from hortator.wire.tool_reply import ToolStream, whole
+from hortator.wire.tool_schema import Plan, constrain
+
+State = Literal["starting", "ready", "restarting", "failed", "disabled"]
+
+DEFAULT_MAX_TOKENS = 512
+"""Length of an answer when the client names none: a small model that loops would otherwise fill its whole context."""
+CACHE_MIB = 256
+SPARE_THREADS = 4
+"""HTTP threads beyond one a call: health checks, and calls whose client left and which the child has not noticed yet."""
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
+"""Seconds before the child is started again; doubled with every failure in a row."""
+STEADY_SECONDS = 60.0
+"""Having served this long, a child that dies is restarted as if it were the first time."""
+HEALTH_SECONDS = 5.0
+HEALTH_FAILURES = 3
+WAIT_SECONDS = 20.0
+"""How long a call waits for a model that is loading."""
+LONGEST_RETRY_AFTER = 30.0
+DYING_SECONDS = 1.0
+"""How long a broken connection waits to learn whether the child has died."""
+MAX_ERROR_BODY = 64 * 1024
+
+_TIMEOUTS = Timeouts(connect=5.0, first_byte=None, idle=120.0)
+"""Calls wait inside the child for a free slot, so the first byte has no limit but the call's own deadline."""
+_HEALTH_TIMEOUTS = Timeouts(connect=5.0, first_byte=10.0, idle=5.0)
+_INCLUDE_USAGE = Raw(b'{"include_usage":true}')
+_DEFAULT_MAX = Raw(str(DEFAULT_MAX_TOKENS).encode())
+
+log = logging.getLogger("hortator.local")
+
+
+def engine_installed() -> bool:
+    """Whether the extra `local` is there; nothing is imported. Without it no model need be fetched."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def default_threads() -> int:
+    """Return the threads the model computes with: all cores but one, which stays the gateway's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A child that serves: how to reach it."""
+
+    child: Child
+    upstream: Upstream
+    origin: Origin
+    chat_head: bytes = field(repr=False)
+    health_head: bytes = field(repr=False)
+    key: str = field(repr=False)
+
+
+class LocalModel:
+    """Keeps the child process alive from `start` to `stop`, and counts the calls in flight.
+
+    `path` is a GGUF file, None when there is none to be had: then the state is `disabled` and calls are refused with `why`.
+    Sizes are tokens; times are seconds. `home` gets `logs/local-model.log`.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        name: str,
+        *,
+        home: Path | None = None,
+        parallel: int = 2,
+        context: int = 4096,
+        threads: int | None = None,
+        queue: int = 8,
+        start_timeout: float = 60.0,
+        why: str = "its file is not here; run `hortator models pull`",
+        command: Sequence[str] = COMMAND,
+        steady: float = STEADY_SECONDS,
+    ) -> None:
+        self.name = name.lower()
+        self._path = path
+        self._output = BoundedLog(None if home is None else home / "logs" / "local-model.log")
+        self._parallel = parallel
+        self._context = context
+        self._threads = threads or default_threads()
+        self._room = parallel + queue
+        self._start_timeout = start_timeout
+        self._command = command
+        self._steady = steady
+        self.state: State = "starting"
+        self.reason = ""
+        """Why the state is not `ready`, one line; empty when there is nothing to say."""
+        self.restarts = 0
+        self.in_flight = 0
+        """Calls that run or wait. Gauge; never above `parallel + queue`."""
+        self._seconds_a_call = 5.0
+        self._serving: Serving | None = None
+        self._settled = asyncio.Event()
+        """Set while there is nothing to wait for: the model serves, or will not."""
+        self._task: asyncio.Task[None] | None = None
+        if path is None:
+            self._set("disabled", why)
+        elif command is COMMAND and not engine_installed():
+            self._set("disabled", "the engine is not installed; pip install 'hortator[local]'")
+
+    async def start(self) -> None:
+        """Start the child in the background; returns at once."""
+        if self.state != "disabled":
+            self._task = asyncio.create_task(self._supervise(), name="local-model")
+
+    async def stop(self) -> None:
+        """End the child. Calls in flight fail; drain them first."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            self._set("disabled", "the server is stopping")
+
+    def report(self) -> dict[str, Any]:
+        """Return what `/ready` says of the model."""
+        report: dict[str, Any] = {"name": self.name, "state": self.state, "in_flight": self.in_flight}
+        if self.reason:
+            report["reason"] = self.reason
+        return report | {"restarts": self.restarts}
+
+    def enter(self) -> Callable[[], None]:
+        """Take a place for a call; the result gives it back, once. Raises RateLimited when all are taken."""
+        if self.in_flight >= self._room:
+            waves = (self.in_flight - self._parallel + 1) / self._parallel
+            wait = float(math.ceil(min(LONGEST_RETRY_AFTER, max(1.0, waves * self._seconds_a_call))))
+            raise RateLimited(
+                f"The embedded model is busy: {self.in_flight} calls run or wait.",
+                code="local_model_busy",
+                retry_after=wait,
+            )
+        self.in_flight += 1
+        began = asyncio.get_running_loop().time()
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            if not left:
+                left = True
+                self.in_flight -= 1
+                took = asyncio.get_running_loop().time() - began
+                self._seconds_a_call += (took - self._seconds_a_call) / 8
+
+        return leave
+
+    async def serving(self, deadline: float) -> Serving:
+        """Return the child to send to, waiting for one that loads. Raises Unavailable, or TotalTimeout at `deadline`."""
+        clock = asyncio.get_running_loop().time
+        if self._serving is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(deadline, clock() + WAIT_SECONDS)):
+                    await self._settled.wait()
+        serving = self._serving
+        if serving is not None:
+            return serving
+        if self._settled.is_set():
+            raise Unavailable(
+                f"The embedded model is not available: {self.reason}.",
+                code="local_model_unavailable",
+                retry_after=LONGEST_DELAY if self.state == "failed" else None,
+            )
+        if clock() >= deadline:
+            raise TotalTimeout("The embedded model was still loading when the call's time was over.")
+        raise Unavailable("The embedded model is loading.", code="local_model_loading", retry_after=5.0)
+
+    def scrub(self, text: str) -> str:
+        """Return `text` without the child's key."""
+        return text if self._serving is None else text.replace(self._serving.key, "[redacted]")
+
+    def _set(self, state: State, reason: str = "") -> None:
+        """Change the state and wake the calls that wait, where there is nothing left to wait for."""
+        if (state, reason) != (self.state, self.reason) and state != "starting":
+            level = logging.INFO if state in ("ready", "disabled") else logging.WARNING
+            log.log(level, "embedded model %s: %s%s", self.name, state, f" ({reason})" if reason else "")
+        self.state, self.reason = state, reason
+        if state in ("starting", "restarting"):
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+    async def _supervise(self) -> None:
+        """Start the child, watch it, start it again when it dies: later and later while it keeps failing."""
+        clock = asyncio.get_running_loop().time
+        failures = 0
+        while True:
+            began = clock()
+            try:
+                await self._run_once()
+            except ChildFailed as error:
+                served = self.state == "ready"
+                if served and clock() - began >= self._steady:
+                    failures = 0
+                if error.final:
+                    self._set("failed", str(error))
+                    return
+                failures += 1
+                # One that has never come up keeps nobody waiting; one that was lost is likely to be back in a moment.
+                self._set("restarting" if served or failures == 1 else "failed", str(error))
+            await asyncio.sleep(min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(failures - 1, 10)))
+            self.restarts += 1
+            if self.state != "failed":
+                self._set("restarting", self.reason)
+
+    async def _run_once(self) -> None:
+        """One life of the child. Raises ChildFailed at its end."""
+        key = secrets.token_urlsafe(32)
+        child = await Child.spawn(self._command, self._child_config(key), self._output)
+        upstream = Upstream(limits=PoolLimits(per_host=self._room + SPARE_THREADS, max_idle=self._room))
+        try:
+            port = await child.port(self._start_timeout)
+            origin = Origin("http", "127.0.0.1", port)
+            authorization = (b"authorization", b"Bearer " + key.encode())
+            content_type = (b"content-type", b"application/json")
+            self._serving = Serving(
+                child,
+                upstream,
+                origin,
+                request_head(origin, "POST", "/v1/chat/completions", (authorization, content_type)),
+                request_head(origin, "GET", "/health", (authorization,)),
+                key,
+            )
+            self._set("ready")
+            await self._watch(self._serving)
+        finally:
+            if self._serving is not None:
+                self._serving = None
+                self._settled.clear()
+            await upstream.close()
+            await child.stop()
+
+    def _child_config(self, key: str) -> ChildConfig:
+        return ChildConfig(
+            path=str(self._path),
+            name=self.name,
+            key=key,
+            parent=os.getpid(),
+            parallel=self._parallel,
+            context=self._context,
+            threads=self._threads,
+            http_threads=self._room + SPARE_THREADS,
+            cache_mib=CACHE_MIB,
+        )
+
+    async def _watch(self, serving: Serving) -> None:
+        """Return never: raises ChildFailed when the child ends, or no longer answers."""
+        unanswered = 0
+        while not await serving.child.ended(HEALTH_SECONDS):
+            unanswered = 0 if await _healthy(serving) else unanswered + 1
+            if unanswered >= HEALTH_FAILURES:
+                raise ChildFailed("it does not answer", final=False)
+        raise await serving.child.failure()
+
+
+async def _healthy(serving: Serving) -> bool:
+    """Ask the child whether it is well."""
+    deadline = asyncio.get_running_loop().time() + 15.0
+    try:
+        reply = await serving.upstream.request(serving.origin, serving.health_head, b"", _HEALTH_TIMEOUTS, deadline)
+        try:
+            await reply.read()
+        finally:
+            reply.close()
+    except UpstreamError:
+        return False
+    return reply.status == 200
+
+
+class LocalProvider:
+    """The adapter in front of a `LocalModel`."""
+
+    id = ProviderId("local")
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    async def send(self, call: Call, deployment: Deployment, deadline: float) -> Reply:
+        """Send a chat completion to the child; the call's place in the queue is given back when the reply is closed.
+
+        Raises RateLimited (`local_model_busy`), Unavailable (`local_model_loading`, `local_model_unavailable`),
+        InvalidRequest for tools it cannot serve, and UpstreamError.
+        """
+        leave = self._model.enter()
+        try:
+            body, plan = self._body(call, deployment)
+            reply = await self._send(await self._model.serving(deadline), msgspec.json.encode(body), deadline)
+            if reply.status != 200:
+                try:
+                    status, error = translated_error(reply.status, await reply.read(MAX_ERROR_BODY))
+                finally:
+                    reply.close()
+                return ErrorReply(status, error, leave)
+        except BaseException:
+            leave()
+            raise
+        return LocalReply(reply, plan, leave)
+
+    async def _send(self, serving: Serving, body: bytes, deadline: float) -> UpstreamResponse | ProxyReply:
+        """Send a body; a child that is dying just now becomes an Unavailable that says when to come back."""
+        try:
+            return await serving.upstream.request(serving.origin, serving.chat_head, body, _TIMEOUTS, deadline)
+        except (ConnectFailed, ConnectionLost):
+            if not await serving.child.ended(DYING_SECONDS):
+                raise
+            raise Unavailable(
+                "The embedded model's process ended; it is being started again.",
+                code="local_model_restarting",
+                retry_after=2.0,
+            ) from None
+
+    def scrub(self, text: str) -> str:
+        """Return `text` without the child's key."""
+        return self._model.scrub(text)
+
+    async def close(self) -> None:
+        """Nothing of its own: the model owns its connections."""
+
+    def _body(self, call: Call, deployment: Deployment) -> tuple[dict[str, Raw], Plan | None]:
+        """Return the body for the child, and how to read its reply when tools were asked for."""
+        body, plan = constrain(call.body)
+        body = body.copy()
+        body["model"] = Raw(msgspec.json.encode(deployment.model))
+        if call.stream:
+            options = body.get("stream_options")
+            given = msgspec.json.decode(options) if options is not None else None
+            body["stream_options"] = (
+                Raw(msgspec.json.encode({**given, "include_usage": True})) if given else _INCLUDE_USAGE
+            )
+        if all(body.get(key, b"null") == b"null" for key in ("max_tokens", "max_completion_tokens")):
+            body["max_tokens"] = _DEFAULT_MAX
+        return body, plan
+
+
+class LocalReply:
+    """A completion from the child; gives the call's place back when it is closed."""
+
+    def __init__(self, reply: Reply, plan: Plan | None, leave: Callable[[], None]) -> None:
+        self.status = reply.status
+        self.headers = reply.headers
+        self._reply = reply
+        self._plan = plan
+        self._leave = leave
+        self._splitter = EventSplitter()
+        self._stream = None if plan is None else ToolStream(plan)
+
+    async def read(self) -> bytes:
+        """Return the whole completion. Raises UpstreamError."""
+        body = await self._reply.read()
+        return body if self._plan is None else whole(body, self._plan)
+
+    async def next(self) -> bytes | None:
+        """Return the next piece of the stream, `b""` when poked, None at its end. Raises UpstreamError."""
+        if self._stream is None:
+            return await self._reply.next()
+        while True:
+            data = await self._reply.next()
+            if data == b"":
+                return data
+            if data is None:
+                last = self._splitter.end()
+                payloads = [] if last is None else [last]
+            else:
+                payloads = self._splitter.feed(data)
+            told = [payload for event in payloads for payload in self._stream.feed(event)]
+            if told:
+                return b"".join(b"data: %b\n\n" % payload for payload in told)
+            if data is None:
+                return None
+
+    def poke(self) -> None:
+        """Make a waiting `next` return `b""` now."""
+        self._reply.poke()
+
+    def close(self) -> None:
+        """Give back the connection and the place in the queue."""
+        self._reply.close()
+        self._leave()
+
+
+class ErrorReply:
+    """An error of the child, in OpenAI's words; already read."""
+
+    def __init__(self, status: int, body: bytes, leave: Callable[[], None]) -> None:
+        self.status = status
+        self.headers: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
+        self._body: bytes | None = body
+        self._whole = body
+        self._leave = leave
+
+    async def read(self) -> bytes:
+        """Return the error object."""
+        return self._whole
+
+    async def next(self) -> bytes | None:
+        """Return the error object, then None."""
+        body, self._body = self._body, None
+        return body
+
+    def poke(self) -> None:
+        """Nothing waits here."""
+
+    def close(self) -> None:
+        """Give back the place in the queue."""
+        self._leave()
+
+
+def translated_error(status: int, body: bytes) -> tuple[int, bytes]:
+    """Return the status and error object that OpenAI would give for an error of the child."""
+    try:
+        said = msgspec.json.decode(body)["error"]
+        message, kind = str(said["message"]), str(said.get("type"))
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        message, kind, said = f"The embedded model answered with status {status}.", "server_error", {}
+    code: str | None = None
+    param: str | None = None
+    if kind == "exceed_context_size_error":
+        limit, asked = said.get("n_ctx"), said.get("n_prompt_tokens")
+        message = f"This model's maximum context length is {limit} tokens, but the messages take {asked}. Shorten them."
+        status, kind, code, param = 400, "invalid_request_error", "context_length_exceeded", "messages"
+    elif "not supported" in message and "input" in message:
+        # Images and sound: the engine calls it a server error, but it is the request that cannot be served.
+        message = f"The embedded model reads text only: {message.split(' - hint')[0]}."
+        status, kind, code, param = 400, "invalid_request_error", "unsupported_content", "messages"
+    elif status == 400:
+        kind, code = "invalid_request_error", "invalid_value"
+        message = message.rsplit("Automatic parser generation failed: ", 1)[-1]
+        param = "response_format" if "schema" in message.lower() else None
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return status, msgspec.json.encode({"error": error})
