@@ -9,9 +9,10 @@ Everything that goes wrong in here leaves as `Unavailable(code="store_unavailabl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ def normalise_url(url: str) -> URL:
     raise ConfigError(f"store.url: {parsed.drivername} is not supported; use postgresql:// or sqlite:///")
 
 
+class Refused(Exception):
+    """The database works, but does not take these values: a constraint, a type or a range. Stays inside the store."""
+
+
 class Database:
     """The store. One per process; bounded pool; safe for concurrent tasks of one event loop."""
 
@@ -89,22 +94,22 @@ class Database:
     def __repr__(self) -> str:
         return f"Database({self.url.get_backend_name()})"
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def read(self, deadline: float | None = None) -> AsyncIterator[AsyncConnection]:
         """A connection in a reading transaction. Raises Unavailable."""
         async with self._connection(deadline) as connection:
             yield connection
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def write(self, deadline: float | None = None) -> AsyncIterator[AsyncConnection]:
-        """A connection in a writing transaction, committed at the end. Raises Unavailable; integrity and data errors pass."""
+        """A connection in a writing transaction, committed at the end. Raises Unavailable, Refused."""
         async with self._connection(deadline) as connection:
             if self.is_sqlite:
                 await connection.execution_options(hortator_writes=True)
             async with connection.begin():
                 yield connection
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _connection(self, deadline: float | None) -> AsyncIterator[AsyncConnection]:
         """Check a connection out, under the deadline, and translate what goes wrong.
 
@@ -119,9 +124,9 @@ class Database:
             if self._failing:
                 self._failing = False
                 log.warning("the store answers again")
-        except (IntegrityError, DataError):
-            raise
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except (SQLAlchemyError, OSError, TimeoutError, OverflowError, UnicodeError) as error:
+            if _is_refusal(error):
+                raise Refused(type(error).__name__) from None
             raise self._unavailable(error) from None
 
     def _unavailable(self, error: BaseException) -> Unavailable:
@@ -142,18 +147,26 @@ class Database:
         await self.engine.dispose()
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Whether trying again cannot help: SQLSTATE class 22 (data) or 23 (constraint), also where SQLAlchemy does not sort it."""
+    if isinstance(error, IntegrityError | DataError | OverflowError | UnicodeError):
+        return True
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return isinstance(state, str) and state[:2] in ("22", "23")
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    """Settings of a new SQLite connection; transactions are ours to open (see `_begin_sqlite`)."""
+    """Settings of a new SQLite connection; transactions are ours to open (see `_begin_sqlite`).
+
+    The journal mode is a property of the file. Changing it fails at once when another process is busy with a new file; that
+    process is changing it too, or the next connection will.
+    """
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in (
-        "busy_timeout=30000",
-        "journal_mode=WAL",
-        "synchronous=NORMAL",
-        "foreign_keys=ON",
-        "cache_size=-8000",
-    ):
+    for pragma in ("busy_timeout=30000", "synchronous=NORMAL", "foreign_keys=ON", "cache_size=-8000"):
         cursor.execute(f"PRAGMA {pragma}")
+    with contextlib.suppress(sqlite3.OperationalError):
+        cursor.execute("PRAGMA journal_mode=WAL")
     cursor.close()
 
 

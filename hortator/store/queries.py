@@ -15,11 +15,10 @@ from typing import Any
 
 import uuid_utils
 from sqlalchemy import ColumnElement, Row, Select, Table, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
 
 from hortator.call import KeyHash, TenantId
 from hortator.errors import InvalidRequest, NotFound
-from hortator.store.database import Database
+from hortator.store.database import Database, Refused
 from hortator.store.tables import api_keys, tenants, usage_events
 
 
@@ -200,7 +199,7 @@ async def add_tenant(database: Database, name: str, namespace: str, at: datetime
             await connection.execute(
                 insert(tenants).values(id=tenant.id, name=name, namespace=namespace, created_at=at, config={})
             )
-    except IntegrityError:
+    except Refused:
         raise InvalidRequest(f"the namespace {namespace} is taken", code="namespace_taken", param="namespace") from None
     return tenant
 

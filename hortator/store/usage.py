@@ -14,10 +14,9 @@ from itertools import chain
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hortator.store.database import Database
+from hortator.store.database import Database, Refused
 
 log = logging.getLogger("hortator.store")
 
@@ -118,9 +117,9 @@ async def insert_usage(database: Database, rows: Sequence[UsageRow]) -> Inserted
     """
     try:
         return Inserted(await _insert(database, rows), 0)
-    except (IntegrityError, DataError, OverflowError, UnicodeError) as error:
+    except Refused as error:
         if len(rows) == 1:
-            log.error("usage record %s refused: %s", rows[0].event_id, type(error).__name__)
+            log.error("usage record %s refused: %s", rows[0].event_id, error)
             return Inserted(0, 1)
     middle = len(rows) // 2
     first, second = await insert_usage(database, rows[:middle]), await insert_usage(database, rows[middle:])
