@@ -21,14 +21,14 @@ def router(readiness: Readiness) -> APIRouter:
     """Return the two routes."""
     routes = APIRouter(tags=["probes"])
 
-    @routes.api_route("/health", methods=["GET", "HEAD"], operation_id="health")
+    @routes.head("/health", include_in_schema=False)
+    @routes.get("/health", operation_id="health")
     async def health() -> dict[str, str]:
         """The process is alive and its event loop turns."""
         return {"status": "ok", "version": __version__}
 
-    @routes.api_route(
-        "/ready", methods=["GET", "HEAD"], operation_id="ready", responses={503: {"description": "Not ready; the body says why"}}
-    )
+    @routes.head("/ready", include_in_schema=False)
+    @routes.get("/ready", operation_id="ready", responses={503: {"description": "Not ready; the body says why"}})
     async def ready() -> JSONResponse:
         """Whether a request would be answered now: store, providers, embedded model, ledger."""
         document = await readiness()

@@ -7,12 +7,17 @@ object, never a second reply on a connection that is being answered; heads that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Generator
 from typing import Any, ClassVar
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from hortator.api import problem
-from hortator.errors import HeadersTooLarge, HortatorError, InvalidRequest
+from hortator.errors import HeadersTooLarge, HortatorError, InvalidRequest, Unavailable
 
 HEAD_SECONDS = 15.0
 """A request's head must be complete this long after its first byte, or after the connection was made."""
@@ -22,11 +27,16 @@ LINGER_BYTES = 64 * 1024 * 1024
 """How much of a refused body is read and thrown away: a client that is still sending would not see its 413 otherwise."""
 
 
-class Listener(HttpToolsProtocol):
-    """One client connection. `max_head_bytes` and `max_headers` are set once by the composition root."""
+CANCEL_SECONDS = 2.0
+"""Requests that are cancelled at shutdown have this long to tell their clients and be recorded."""
 
-    max_head_bytes: ClassVar[int] = 64 * 1024
-    max_headers: ClassVar[int] = 200
+
+class Listener(HttpToolsProtocol):
+    """One client connection. The class's limits are set once, by `limited`."""
+
+    max_head_bytes: ClassVar[int]
+    max_headers: ClassVar[int]
+    max_connections: ClassVar[int]
 
     _head_bytes = 0
     _in_head = True
@@ -37,6 +47,9 @@ class Listener(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Start the clock for the first head."""
         super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._refuse(Unavailable("Too many connections.", code="too_many_connections", retry_after=1))
+            return
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -115,3 +128,47 @@ class Listener(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def limited(*, max_head_bytes: int, max_headers: int, max_connections: int) -> type[Listener]:
+    """Return the protocol with its limits."""
+    limits = {"max_head_bytes": max_head_bytes, "max_headers": max_headers, "max_connections": max_connections}
+    return type("Listener", (Listener,), limits)
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server, which stops without killing its process: SIGTERM and SIGINT end `serve`, and what follows it runs.
+
+    A second SIGINT stops without waiting for open streams.
+    """
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[str, int], None]) -> None:
+        """`started` is called with the address (host, port) once requests are accepted."""
+        super().__init__(config)
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self.started and not self.should_exit:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._started(host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, let streams end up to the limit, cancel the rest and let them say so."""
+        await super().shutdown(sockets)
+        tasks = list(self.server_state.tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Turn signals into a request to stop, without raising them again at the end as uvicorn does."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from hortator.errors import InvalidReply, TruncatedStream
+from hortator.errors import InvalidReply, TruncatedStream, UpstreamError
 from hortator.wire.chat import WireUsage
 
 DONE = b"data: [DONE]\n\n"
@@ -126,7 +126,7 @@ class ChatStream:
         """Content has been seen: nothing may be tried elsewhere any more."""
         self.done = False
         """The upstream said `[DONE]`."""
-        self.failure: InvalidReply | ErrorEvent | None = None
+        self.failure: UpstreamError | ErrorEvent | None = None
         """What went wrong after the bytes that `feed` returned last; nothing more comes."""
         self.usage: WireUsage | None = None
         self.model: str | None = None

@@ -1,0 +1,122 @@
+"""Everything that is not hot: the FastAPI app behind the raw doors, and the OpenAPI document of the whole listener.
+
+`app.py` sends here what no raw door takes. The raw doors' routes are described from the same structs that validate them, so
+that the document cannot drift from the code; `make check` compares it with `docs/openapi.json`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from hortator import __version__
+from hortator.api import health, problem
+from hortator.errors import HortatorError, InvalidRequest, MethodNotAllowed, NotFound
+from hortator.wire.chat import ChatRequest
+
+_ERRORS = {
+    "400": "The request is malformed, or the provider found it so",
+    "401": "No key, or one that is not known",
+    "403": "The key may not use this model",
+    "404": "No such model",
+    "408": "The body did not arrive in time",
+    "413": "The body is over the limit",
+    "415": "The body is not JSON",
+    "429": "A limit was reached, here or at the provider; see Retry-After",
+    "502": "The provider failed and no other deployment answered",
+    "503": "The gateway or the provider cannot serve now; see Retry-After",
+    "504": "The provider did not answer in time",
+}
+
+
+def build(readiness: health.Readiness) -> FastAPI:
+    """Return the app behind the raw doors."""
+    app = FastAPI(title="Hortator", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.include_router(health.router(readiness))
+    app.add_exception_handler(HTTPException, _http_problem)
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _with_raw_doors(FastAPI.openapi(app))
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+    return app
+
+
+def document() -> dict[str, Any]:
+    """Return the OpenAPI document without starting anything."""
+
+    async def nothing() -> dict[str, Any]:
+        return {"ready": False}
+
+    return build(nothing).openapi()
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """Give the framework's own refusals (unknown address, wrong method) the error object of all others."""
+    assert isinstance(error, HTTPException)
+    ours: HortatorError
+    if error.status_code == 404:
+        ours = NotFound(f"Unknown request URL: {request.method} {request.url.path[:200]}.")
+    elif error.status_code == 405:
+        allowed = tuple(method.strip() for method in (error.headers or {}).get("Allow", "GET").split(","))
+        ours = MethodNotAllowed(f"{request.method} is not allowed here; use {' or '.join(allowed)}.", allowed=allowed)
+    else:
+        ours = InvalidRequest("The request cannot be handled.")
+    headers = {name.decode(): value.decode() for name, value in problem.headers(ours)}
+    return Response(problem.body(ours), ours.status, headers, "application/json")
+
+
+def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
+    """Add the routes that the raw doors serve."""
+    (request,), components = msgspec.json.schema_components([ChatRequest], ref_template="#/components/schemas/{name}")
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(components)
+    schemas["Error"] = {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": "string"},
+                },
+            }
+        },
+    }
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    completion = {
+        "description": "A chat completion, or its chunks as server-sent events when `stream` is true",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}},
+    }
+    listing = {"description": "Models this key may use", "content": {"application/json": {"schema": {"type": "object"}}}}
+    chat = _operation("createChatCompletion", "Answer a conversation.", completion, tuple(_ERRORS))
+    chat["requestBody"] = {"required": True, "content": {"application/json": {"schema": request}}}
+    one = _operation("retrieveModel", "Describe one model; ids contain slashes.", listing, ("401", "404"))
+    one["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    document["paths"] |= {
+        "/v1/chat/completions": {"post": chat},
+        "/v1/models": {"get": _operation("listModels", "List the models this key may use.", listing, ("401", "503"))},
+        "/v1/models/{id}": {"get": one},
+    }
+    return document
+
+
+def _operation(id: str, summary: str, answer: dict[str, Any], errors: tuple[str, ...]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        "operationId": id,
+        "summary": summary,
+        "tags": ["openai"],
+        "security": [{"key": []}],
+        "responses": {"200": answer} | {status: {"description": _ERRORS[status], "content": error} for status in errors},
+    }

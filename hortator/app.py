@@ -1,0 +1,179 @@
+"""The composition root: builds the rooms from the settings, mounts the doors, starts and drains.
+
+`cli/serve.py` runs an `App`, which is one ASGI app. Everything that lives longer than a request is made and ended here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+
+from hortator.api import shell
+from hortator.api.openai import OpenAIDoor
+from hortator.api.reading import Receive, Scope, Send
+from hortator.call import ProviderId
+from hortator.dispatch.health import Health
+from hortator.errors import Unavailable
+from hortator.gateway import Gateway
+from hortator.ledger import Ledger, PriceBook
+from hortator.providers.base import Provider
+from hortator.providers.local import LocalModel, LocalProvider
+from hortator.providers.openai import OpenAIProvider
+from hortator.providers.upstream import PoolLimits, Timeouts, Upstream, trust
+from hortator.routing import Catalogue
+from hortator.settings import Settings
+from hortator.settings.document import Provider as ProviderSettings
+from hortator.store import Database, migrate, sqlite_url
+from hortator.tenancy import Identity
+
+MIGRATE_AGAIN_SECONDS = 5.0
+LOCAL = ProviderId("local")
+
+log = logging.getLogger("hortator")
+
+
+class App:
+    """The rooms, and the ASGI app in front of them. `start` before the first request, `drain` after the last."""
+
+    def __init__(self, settings: Settings, local: LocalModel | None) -> None:
+        """`local` is the embedded model, None when it is switched off or cannot be had."""
+        self.settings = settings
+        self.database = database(settings)
+        self._identity = Identity(self.database, stale_seconds=settings.identity.stale_seconds)
+        prices = PriceBook(settings.ledger.price_overrides)
+        self._ledger = Ledger(
+            self.database,
+            prices,
+            settings.home / "journal",
+            journal_limit=settings.ledger.journal_max_bytes,
+            flush_seconds=settings.ledger.flush_ms / 1000,
+        )
+        self._upstream = upstream(settings)
+        self._local = local
+        remote = {ProviderId(p.id): remote_provider(p, self._upstream) for p in settings.providers}
+        self._providers: dict[ProviderId, Provider] = dict(remote)
+        if local is not None:
+            self._providers[LOCAL] = LocalProvider(local)
+        self._health = Health(remote, self._rebuild_catalogue)
+        self._catalogue: Catalogue
+        self._rebuild_catalogue()
+        self._root_path = settings.server.root_path
+        self._shell: FastAPI = shell.build(self.readiness)
+        self._door: OpenAIDoor
+        self._tasks: list[asyncio.Task[None]] = []
+        self._migrated = False
+
+    async def start(self) -> None:
+        """Start what runs beside requests. A store that is down does not stop it; one of a newer release does (ConfigError)."""
+        await self._migrate()
+        await self._identity.start()
+        await self._ledger.start()
+        if self._local is not None:
+            await self._local.start()
+        gateway = Gateway(self.settings, self._identity, lambda: self._catalogue, self._providers, self._ledger)
+        self._door = OpenAIDoor(gateway, self.settings.server.max_body_bytes)
+        self._tasks.append(asyncio.create_task(self._health.run(), name="health"))
+        if not self._migrated:
+            self._tasks.append(asyncio.create_task(self._migrate_later(), name="migrate"))
+
+    async def drain(self) -> None:
+        """End everything, the ledger last: what it holds is written down first."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._upstream.close()
+        if self._local is not None:
+            await self._local.stop()
+        await self._identity.close()
+        await self._ledger.drain()
+        await self.database.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send a request to its door."""
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if self._root_path and path.startswith(self._root_path + "/"):
+                path = scope["path"] = path[len(self._root_path) :]
+            if path.startswith("/v1/"):
+                await self._door(scope, receive, send, path)
+                return
+        await self._shell(scope, receive, send)  # type: ignore[arg-type]
+
+    async def readiness(self) -> dict[str, Any]:
+        """Return the document of `/ready`."""
+        store = "up"
+        try:
+            await self.database.ping()
+        except Unavailable:
+            store = "down"
+        if not self._migrated:
+            store = "down"
+        states = self._health.states
+        providers = {id: {"state": s.state, "code": s.code, "models": len(s.models)} for id, s in states.items()}
+        model = {"state": "disabled"} if self._local is None else self._local.report()
+        serving = model["state"] == "ready" or any(state.state != "down" for state in states.values())
+        return {
+            "ready": store == "up" and serving,
+            "store": {"state": store},
+            "providers": providers,
+            "model": model,
+            "ledger": msgspec.to_builtins(self._ledger.gauges),
+        }
+
+    def _rebuild_catalogue(self) -> None:
+        discovered = {id: state.models for id, state in self._health.states.items()}
+        local = None if self._local is None else self._local.name
+        self._catalogue = Catalogue(self.settings, discovered, local)
+
+    async def _migrate(self) -> None:
+        with contextlib.suppress(Unavailable):
+            await migrate(self.database)
+            self._migrated = True
+
+    async def _migrate_later(self) -> None:
+        """Go on trying to bring the store to this release's schema; until then `/ready` says no."""
+        while not self._migrated:
+            await asyncio.sleep(MIGRATE_AGAIN_SECONDS)
+            await self._migrate()
+
+
+def database(settings: Settings) -> Database:
+    """Return the configured store."""
+    url = settings.store.url
+    return Database(sqlite_url(settings.home / "hortator.db") if url is None else url.reveal())
+
+
+def upstream(settings: Settings) -> Upstream:
+    """Return the one client that all providers share."""
+    chosen = settings.upstream
+    limits = PoolLimits(
+        per_host=chosen.per_host_connections,
+        max_idle=chosen.per_host_connections,
+        idle_seconds=chosen.idle_seconds,
+        max_age_seconds=chosen.max_age_seconds,
+        max_waiting=settings.server.max_connections,
+    )
+    return Upstream(
+        limits=limits,
+        tls=None if chosen.ca_file is None else trust(chosen.ca_file),
+        proxy_url=None if chosen.proxy_url is None else chosen.proxy_url.reveal(),
+    )
+
+
+def remote_provider(settings: ProviderSettings, client: Upstream) -> OpenAIProvider:
+    """Return the adapter of one configured provider."""
+    limits = settings.timeouts
+    timeouts = Timeouts(limits.connect_ms / 1000, limits.first_byte_ms / 1000, limits.idle_ms / 1000)
+    return OpenAIProvider(
+        ProviderId(settings.id),
+        client,
+        settings.base_url,
+        timeouts,
+        api_key=settings.api_key,
+        headers=settings.headers,
+    )

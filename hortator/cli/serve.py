@@ -1,0 +1,165 @@
+"""`hortator serve`: obtains the embedded model, makes the first key, listens, and stops in order.
+
+Called by `make serve` and by service managers. Prints the two lines that point any OpenAI client here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import socket
+import sys
+from pathlib import Path
+
+import click
+import uvicorn
+import uvloop
+
+from hortator import __version__
+from hortator.api.listener import Server, limited
+from hortator.app import App
+from hortator.cli.configuration import configured, load_settings
+from hortator.errors import ConfigError, HortatorError, Unavailable
+from hortator.providers.local import LocalModel
+from hortator.providers.weights import obtain
+from hortator.settings import Settings
+from hortator.tenancy import first_key
+
+KEEP_ALIVE_SECONDS = 75
+"""How long a client's idle connection is kept: longer than clients keep theirs, so that they close first."""
+KEY_FILE = "first-key"
+
+
+@click.command()
+@configured
+@click.option("--host", help="Address to listen on; overrides the configuration.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on, 0 for any; overrides the configuration.")
+def serve(config: Path | None, env_file: Path | None, host: str | None, port: int | None) -> None:
+    """Start the gateway."""
+    settings = load_settings(config, env_file)
+    logging.basicConfig(level=settings.logging.level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    try:
+        listening = _bind(host or settings.server.host, settings.server.port if port is None else port)
+        local = _local_model(settings)
+        uvloop.run(_serve(settings, local, listening))
+    except ConfigError as error:
+        raise click.ClickException(error.message) from None
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the address first: a port in use is found out before anything is downloaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with HORTATOR_PORT") from None
+    return listening
+
+
+def _local_model(settings: Settings) -> LocalModel | None:
+    """Return the embedded model, obtained if need be; None, with one line why, when it cannot be had."""
+    chosen = settings.local
+    if not chosen.enabled:
+        return None
+    try:
+        file = chosen.file or obtain(chosen.model, settings.home / "models")
+    except HortatorError as error:
+        click.echo(f"The embedded model is not available: {error.message}", err=True)
+        return None
+    return LocalModel(
+        file,
+        chosen.name,
+        home=settings.home,
+        parallel=chosen.parallel,
+        context=chosen.context,
+        threads=chosen.threads,
+        queue=chosen.queue,
+        start_timeout=chosen.start_timeout_seconds,
+    )
+
+
+async def _serve(settings: Settings, local: LocalModel | None, listening: socket.socket) -> None:
+    app = App(settings, local)
+    server_settings = settings.server
+    _raise_file_limit()
+    listener = limited(
+        max_head_bytes=server_settings.max_header_bytes,
+        max_headers=server_settings.max_headers,
+        max_connections=server_settings.max_connections,
+    )
+    config = uvicorn.Config(
+        app,
+        http=listener,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        backlog=2048,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(server_settings.drain_seconds),
+    )
+    try:
+        await app.start()
+        key = await _first_key(app)
+        # What exists now lives as long as the process: keeping the collector away from it makes every collection cheap.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        await Server(config, lambda host, port: _announce(settings, local, key, host, port)).serve(sockets=[listening])
+    finally:
+        await app.drain()
+
+
+async def _first_key(app: App) -> str | None:
+    """At the very first start, make a key and keep it in a file only its owner can read; return it to be shown once."""
+    try:
+        new = await first_key(app.database)
+    except Unavailable:
+        return None
+    if new is None:
+        return None
+    token = new.token.reveal()
+    path = app.settings.home / KEY_FILE
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(token + "\n")
+    return token
+
+
+def _announce(settings: Settings, local: LocalModel | None, key: str | None, host: str, port: int) -> None:
+    """Tell how to reach us. The key is shown once; later starts say where it is."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    base = f"http://{reachable}:{port}{settings.server.root_path}/v1"
+    path = settings.home / KEY_FILE
+    model = f"local/{local.name}" if local is not None else "MODEL"
+    lines = [f"Hortator {__version__} is listening. Point any OpenAI client at it:", "", f"export OPENAI_BASE_URL={base}"]
+    if key is not None:
+        lines.append(f"export OPENAI_API_KEY={key}")
+    elif path.exists():
+        lines.append(f"export OPENAI_API_KEY=$(cat '{path}')")
+    else:
+        lines.append("export OPENAI_API_KEY=...    # make one: hortator keys create --name NAME")
+    lines += [
+        "",
+        "curl -N $OPENAI_BASE_URL/chat/completions -H \"Authorization: Bearer $OPENAI_API_KEY\" \\",
+        f"  -H 'Content-Type: application/json' -d '{{\"model\":\"{model}\",\"stream\":true,"
+        '"messages":[{"role":"user","content":"Write a haiku about gateways."}]}\'',
+        "",
+    ]
+    click.echo("\n".join(lines))
+
+
+def _raise_file_limit() -> None:
+    """Every client costs two descriptors; the usual soft limit of 1,024 is too low."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
