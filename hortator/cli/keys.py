@@ -16,9 +16,10 @@ from typing import TypeVar
 
 import click
 
-from hortator import settings
+from hortator import app
+from hortator.cli.configuration import configured, load_settings
 from hortator.errors import HortatorError
-from hortator.store import Database, migrate, sqlite_url
+from hortator.store import Database, migrate
 from hortator.store.queries import ApiKey, Tenant, list_tenants
 from hortator.tenancy.keys import DEFAULT_TENANT, create_key, create_tenant, list_keys, revoke_key, rotate_key
 
@@ -42,23 +43,15 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
-_config = click.option(
-    "--config", "-c", type=click.Path(path_type=Path, dir_okay=False), help="Configuration file, for its store."
-)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def _with_store(config: Path | None, work: Callable[[Database], Awaitable[T]]) -> T:
+def _with_store(config: Path | None, env_file: Path | None, work: Callable[[Database], Awaitable[T]]) -> T:
     """Run `work` on the configured store, migrated; its errors become one line."""
+    settings = load_settings(config, env_file)
 
     async def run() -> T:
-        document = settings.load(config)
-        if document.store.url is None:
-            document.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            url = sqlite_url(document.home / "hortator.db")
-        else:
-            url = document.store.url.reveal()
-        database = Database(url, pool_size=1)
+        database = app.database(settings)
         try:
             await migrate(database)
             return await work(database)
@@ -96,7 +89,7 @@ def keys() -> None:
 
 
 @keys.command("create")
-@_config
+@configured
 @click.option("--name", required=True, help="What the key is for.")
 @click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="Namespace of the tenant.")
 @click.option("--models", multiple=True, help="Glob over model ids the key may use; repeatable. Default: every model.")
@@ -104,6 +97,7 @@ def keys() -> None:
 @click.option("--expires", type=Duration(), help="Life of the key, e.g. 30d. Default: no end.")
 def create(
     config: Path | None,
+    env_file: Path | None,
     name: str,
     tenant: str,
     models: tuple[str, ...],
@@ -113,6 +107,7 @@ def create(
     """Create a key and print it, once."""
     new = _with_store(
         config,
+        env_file,
         lambda database: create_key(
             database, name=name, tenant=tenant, models=models or ("*",), permissions=permissions, expires_in=expires
         ),
@@ -122,12 +117,12 @@ def create(
 
 
 @keys.command("list")
-@_config
+@configured
 @click.option("--tenant", help="Namespace of one tenant. Default: all.")
 @_json
-def list_(config: Path | None, tenant: str | None, as_json: bool) -> None:
+def list_(config: Path | None, env_file: Path | None, tenant: str | None, as_json: bool) -> None:
     """List keys; never the keys themselves."""
-    found = _with_store(config, lambda database: list_keys(database, tenant))
+    found = _with_store(config, env_file, lambda database: list_keys(database, tenant))
     if as_json:
         click.echo(json.dumps([_as_json(owner, key) for owner, key in found], indent=2))
         return
@@ -166,21 +161,21 @@ def _as_json(owner: Tenant, key: ApiKey) -> dict[str, object]:
 
 
 @keys.command("revoke")
-@_config
+@configured
 @click.argument("key")
-def revoke(config: Path | None, key: str) -> None:
+def revoke(config: Path | None, env_file: Path | None, key: str) -> None:
     """Revoke KEY (its name, prefix or hash). Works within 5 seconds on every replica."""
-    revoked = _with_store(config, lambda database: revoke_key(database, key))
+    revoked = _with_store(config, env_file, lambda database: revoke_key(database, key))
     click.echo(f"Key {revoked.prefix} ({revoked.name}) is revoked.", err=True)
 
 
 @keys.command("rotate")
-@_config
+@configured
 @click.argument("key")
 @click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the old key stays valid.")
-def rotate(config: Path | None, key: str, overlap: timedelta) -> None:
+def rotate(config: Path | None, env_file: Path | None, key: str, overlap: timedelta) -> None:
     """Replace KEY (its name, prefix or hash) by a new one with the same rights, and print that, once."""
-    rotation = _with_store(config, lambda database: rotate_key(database, key, overlap))
+    rotation = _with_store(config, env_file, lambda database: rotate_key(database, key, overlap))
     until = rotation.old_valid_until.strftime("%Y-%m-%d %H:%M:%S UTC")
     click.echo(f"Key {rotation.old.prefix} ({rotation.old.name}) stays valid until {until}.", err=True)
     click.echo("The new key is not shown again.", err=True)
@@ -193,22 +188,22 @@ def tenants() -> None:
 
 
 @tenants.command("create")
-@_config
+@configured
 @click.option("--name", required=True, help="Name for people.")
 @click.option("--namespace", required=True, help="Name for machines: a DNS label of at most 63 characters.")
-def create_tenant_(config: Path | None, name: str, namespace: str) -> None:
+def create_tenant_(config: Path | None, env_file: Path | None, name: str, namespace: str) -> None:
     """Create a tenant and print its id."""
-    tenant = _with_store(config, lambda database: create_tenant(database, name, namespace))
+    tenant = _with_store(config, env_file, lambda database: create_tenant(database, name, namespace))
     click.echo(f"Tenant {tenant.namespace} is created.", err=True)
     click.echo(tenant.id)
 
 
 @tenants.command("list")
-@_config
+@configured
 @_json
-def list_tenants_(config: Path | None, as_json: bool) -> None:
+def list_tenants_(config: Path | None, env_file: Path | None, as_json: bool) -> None:
     """List tenants."""
-    found = _with_store(config, list_tenants)
+    found = _with_store(config, env_file, list_tenants)
     if as_json:
         rows = [
             {"id": each.id, "namespace": each.namespace, "name": each.name, "created_at": each.created_at.isoformat()}
