@@ -47,9 +47,6 @@ class Timeouts:
 class Keeper(Protocol):
     """What a connection needs of its pool."""
 
-    def opened(self, connection: Connection) -> None:
-        """Note a connection whose transport is there."""
-
     def release(self, connection: Connection, now: float) -> None:
         """Take back a connection that is fit for another request."""
 
@@ -294,7 +291,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.keeper.opened(self)
 
     def data_received(self, data: bytes) -> None:
         reply = self._reply

@@ -18,6 +18,8 @@ from hortator.errors import ConfigError, ConnectFailed, ConnectTimeout, TotalTim
 from hortator.providers.connection import FOREVER, Connection
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_CLOSING = 1.0
+"""Seconds that `Pool.close` waits at most for the loop to have closed its sockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +153,9 @@ class Pool:
             connection.abort()
         if self._sockets:
             self._emptied = self._emptied or self._loop.create_future()
-            await asyncio.shield(self._emptied)
+            await asyncio.wait((self._emptied,), timeout=_CLOSING)
 
     # ---- called by Connection (its Keeper)
-
-    def opened(self, connection: Connection) -> None:
-        self._sockets.add(connection)
 
     def release(self, connection: Connection, now: float) -> None:
         limits = self._limits
@@ -255,6 +254,7 @@ class Pool:
                 connection.abort()
                 raise ConnectFailed(f"no connection to {self._name}: it was closed at once")
             opened = connection.holds_slot = True
+            self._sockets.add(connection)
             return connection
         except TimeoutError:
             if self._loop.time() >= deadline:
