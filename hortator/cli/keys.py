@@ -113,7 +113,7 @@ def create(
         ),
     )
     click.echo(f"Key {name} of tenant {tenant}. It is not shown again.", err=True)
-    click.echo(new.key)
+    click.echo(new.token.reveal())
 
 
 @keys.command("list")
@@ -179,7 +179,7 @@ def rotate(config: Path | None, env_file: Path | None, key: str, overlap: timede
     until = rotation.old_valid_until.strftime("%Y-%m-%d %H:%M:%S UTC")
     click.echo(f"Key {rotation.old.prefix} ({rotation.old.name}) stays valid until {until}.", err=True)
     click.echo("The new key is not shown again.", err=True)
-    click.echo(rotation.new.key)
+    click.echo(rotation.new.token.reveal())
 
 
 @click.group()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from hortator.call import KeyHash, TenantId
 from hortator.errors import InvalidRequest, NotFound
+from hortator.settings.secret import Secret
 from hortator.store.database import Database
 from hortator.store.queries import (
     ApiKey,
@@ -39,7 +40,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 class NewKey:
     """A key at the only moment it is known."""
 
-    key: str = field(repr=False)
+    token: Secret
     record: ApiKey
 
 
@@ -160,7 +161,7 @@ def _new_key(
         revoked_at=None,
         replaced_by=None,
     )
-    return NewKey(key, record)
+    return NewKey(Secret(key), record)
 
 
 async def _matching(database: Database, which: str) -> list[ApiKey]:
