@@ -266,9 +266,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close the socket now and free the slot. May be called twice."""
         if not self.dead:
-            self.dead = True
-            self._disarm()
-            self.keeper.forget(self)
+            self._retire()
             self._transport.abort()
 
     def fail(self, error: UpstreamError) -> None:
@@ -330,6 +328,8 @@ class Connection(asyncio.Protocol):
             self.fail(self._lost())
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self.dead:
+            self._retire()
         self.fail(self._lost())
         self._parser = None
         self.keeper.gone(self)
@@ -418,6 +418,11 @@ class Connection(asyncio.Protocol):
                 self._arm(self.good_until)
         else:
             self.abort()
+
+    def _retire(self) -> None:
+        self.dead = True
+        self._disarm()
+        self.keeper.forget(self)
 
     def _overflow(self, reply: UpstreamResponse) -> None:
         if reply._whole:

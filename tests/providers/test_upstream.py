@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
 
-from hortator.errors import ConfigError, ConnectFailed, ConnectionLost, InvalidRequest
+from hortator.errors import ConfigError, ConnectFailed, ConnectionLost, FirstByteTimeout, InvalidRequest
 from hortator.providers.upstream import (
     Origin,
     Timeouts,
@@ -182,13 +183,13 @@ async def test_a_stream_that_is_cut_is_lost_after_its_last_byte(upstream: Upstre
 async def test_no_listener_is_connect_failed(upstream: Upstream) -> None:
     async with serve() as server:
         url = server.url()
-    with pytest.raises(ConnectFailed, match="127.0.0.1"):
+    with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1"):
         await ask(upstream, url)
     assert upstream.open_connections == 0
 
 
 async def test_an_unknown_host_is_connect_failed(upstream: Upstream) -> None:
-    with pytest.raises(ConnectFailed, match="no-such-host.invalid:80"):
+    with pytest.raises(ConnectFailed, match=r"no-such-host\.invalid:80"):
         await ask(upstream, "http://no-such-host.invalid/v1")
 
 
@@ -251,7 +252,7 @@ async def test_a_request_is_not_sent_again_after_one_byte_of_reply(
 
 async def test_a_request_that_timed_out_is_not_sent_again(upstream: Upstream, server: RawServer) -> None:
     peer = await warm(upstream, server)
-    with pytest.raises(Exception, match="did not begin its reply"):
+    with pytest.raises(FirstByteTimeout):
         await ask(upstream, server.url(), timeouts=Timeouts(first_byte=0.05))
     assert await peer.hung_up()
     assert server.count == 1
@@ -356,15 +357,18 @@ async def test_a_reply_before_the_body_is_sent_is_read_and_the_connection_droppe
     assert upstream.open_connections == 0
 
 
-async def test_a_body_of_which_the_upstream_reads_nothing_is_not_handed_over_at_once(server: RawServer) -> None:
-    """The 20 MB stay ours, one slice at a time, until the socket takes them: nothing is copied into a buffer."""
-    upstream = Upstream()
-    task = ask(upstream, server.url(), b"x" * 20_000_000, Timeouts(first_byte=0.2))
-    peer = await server.accept()
-    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    with pytest.raises(Exception, match="did not begin its reply"):
-        await task
-    await upstream.close()
+async def test_a_body_of_which_the_upstream_reads_nothing_is_not_copied(upstream: Upstream, server: RawServer) -> None:
+    body = b"x" * 20_000_000
+    tracemalloc.start()
+    try:
+        task = ask(upstream, server.url(), body, Timeouts(first_byte=0.2))
+        peer = await server.accept()
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        with pytest.raises(FirstByteTimeout):
+            await task
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # ---- a reader slower than the upstream
