@@ -74,7 +74,7 @@ def default_threads() -> int:
     return max(1, cores - 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Serving:
     """A child that serves: how to reach it."""
 
@@ -198,6 +198,12 @@ class LocalModel:
             raise TotalTimeout("The embedded model was still loading when the call's time was over.")
         raise Unavailable("The embedded model is loading.", code="local_model_loading", retry_after=5.0)
 
+    def lost(self, serving: Serving | None = None) -> None:
+        """Send no more calls to a child that has ended (None = whichever it is): they wait for the next one."""
+        if self._serving is not None and serving in (None, self._serving):
+            self._serving = None
+            self._settled.clear()
+
     def scrub(self, text: str) -> str:
         """Return `text` without the child's key."""
         return text if self._serving is None else text.replace(self._serving.key, "[redacted]")
@@ -257,9 +263,7 @@ class LocalModel:
             self._set("ready")
             await self._watch(self._serving)
         finally:
-            if self._serving is not None:
-                self._serving = None
-                self._settled.clear()
+            self.lost()
             await upstream.close()
             await child.stop()
 
@@ -283,6 +287,7 @@ class LocalModel:
             unanswered = 0 if await _healthy(serving) else unanswered + 1
             if unanswered >= HEALTH_FAILURES:
                 raise ChildFailed("it does not answer", final=False)
+        self.lost()
         raise await serving.child.failure()
 
 
@@ -336,6 +341,7 @@ class LocalProvider:
         except (ConnectFailed, ConnectionLost):
             if not await serving.child.ended(DYING_SECONDS):
                 raise
+            self._model.lost(serving)
             raise Unavailable(
                 "The embedded model's process ended; it is being started again.",
                 code="local_model_restarting",
