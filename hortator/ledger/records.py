@@ -7,7 +7,6 @@ to its column and made valid, so that no request can produce a record that the d
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 import msgspec
 import uuid_utils
@@ -35,7 +34,6 @@ class Recorder:
         deployment = outcome.deployment
         state, cost, price = self._cost(outcome)
         tokens, output = _count(usage.input), _count(usage.output)
-        metadata: Mapping[str, object] = {**outcome.metadata, "attempts": outcome.attempts}
         first_byte_ms = outcome.first_byte_ms
         return UsageRow(
             event_id=uuid_utils.uuid7().hex,
@@ -56,7 +54,7 @@ class Recorder:
             complete=outcome.complete,
             token_count=None if tokens is None or output is None else tokens + output,
             compute_seconds=round(max(0.0, outcome.latency_ms - outcome.overhead_ms) / 1000, 6),
-            metadata=_text(msgspec.json.encode(metadata).decode(), 65536),
+            metadata=_metadata(outcome),
             model_served=None if deployment is None else _text(outcome.response_model or deployment.model, 255),
             provider=None if deployment is None else _text(deployment.provider, 100),
             deployment=None if deployment is None else _text(deployment.id, 255),
@@ -89,6 +87,15 @@ class Recorder:
             self._second = second
             self._second_text = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))
         return f"{self._second_text}.{int((at - second) * 1e6):06d}"
+
+
+def _metadata(outcome: Outcome) -> str:
+    """The attempts, one by one, and what the gateway noted beside them (at most 32 notes)."""
+    notes = outcome.metadata
+    content: dict[str, object] = {"attempts": outcome.attempts}
+    if notes:
+        content |= {_text(name, 100): _text(notes[name], 1000) for name in list(notes)[:32] if name != "attempts"}
+    return msgspec.json.encode(content).decode()
 
 
 def _text(value: str, limit: int) -> str:
