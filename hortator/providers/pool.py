@@ -9,6 +9,8 @@ come first served.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from collections import deque
 from dataclasses import dataclass, field
@@ -243,7 +245,7 @@ class Pool:
         due = min(deadline, FOREVER if connect is None else self._loop.time() + connect)
         opened = False
         try:
-            async with asyncio.timeout_at(None if due == FOREVER else due):
+            async with asyncio.timeout_at(None if due == FOREVER else due) as limit:
                 _, connection = await self._loop.create_connection(
                     lambda: Connection(self._loop, self, self._name),
                     self._origin.host,
@@ -257,7 +259,7 @@ class Pool:
             self._sockets.add(connection)
             return connection
         except TimeoutError:
-            if self._loop.time() >= deadline:
+            if limit.expired() and due == deadline:
                 raise TotalTimeout(f"no connection to {self._name} within the time for the whole request") from None
             raise ConnectTimeout(f"{self._name} did not accept a connection in time") from None
         except (OSError, UnicodeError) as error:
@@ -276,6 +278,8 @@ def _reason(error: Exception) -> str:
         return f"its TLS certificate is not trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or 'handshake failure'}"
-    if isinstance(error, OSError) and error.strerror and "Multiple exceptions" not in error.strerror:
-        return error.strerror
-    return "connection refused or unreachable" if isinstance(error, OSError) else "the host name cannot be encoded"
+    if isinstance(error, socket.gaierror):
+        return f"its name cannot be looked up: {error.strerror}"
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else "no address of it could be reached"
+    return "its name cannot be looked up"

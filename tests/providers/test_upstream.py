@@ -183,13 +183,13 @@ async def test_a_stream_that_is_cut_is_lost_after_its_last_byte(upstream: Upstre
 async def test_no_listener_is_connect_failed(upstream: Upstream) -> None:
     async with serve() as server:
         url = server.url()
-    with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1"):
+    with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1:\d+: Connection refused$"):
         await ask(upstream, url)
     assert upstream.open_connections == 0
 
 
 async def test_an_unknown_host_is_connect_failed(upstream: Upstream) -> None:
-    with pytest.raises(ConnectFailed, match=r"no-such-host\.invalid:80"):
+    with pytest.raises(ConnectFailed, match=r"no-such-host\.invalid:80: its name cannot be looked up"):
         await ask(upstream, "http://no-such-host.invalid/v1")
 
 

@@ -254,6 +254,28 @@ async def test_a_second_try_does_not_use_another_kept_connection() -> None:
         await upstream.close()
 
 
+async def test_a_second_try_that_had_to_wait_opens_a_new_connection_in_the_slot_it_gets() -> None:
+    async with serve() as server:
+        upstream = Upstream(limits=PoolLimits(per_host=1))
+        task = ask(upstream, server.url())
+        stale = await server.accept()
+        await settle(task, stale)
+        task, other = ask(upstream, server.url(), b"first"), ask(upstream, server.url(), b"second")
+        await stale.request()
+        stale.reset()
+        kept = await server.accept()
+        assert (await kept.request())[1] == b"second"
+        kept.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        assert await (await other).read() == b"ok"
+        new = await server.accept()
+        assert (await new.request())[1] == b"first"
+        assert await kept.hung_up()
+        new.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        assert await (await task).read() == b"ok"
+        assert (upstream.open_connections, server.count) == (1, 3)
+        await upstream.close()
+
+
 async def test_a_closed_client_sends_its_waiters_away() -> None:
     async with serve() as server:
         upstream = Upstream(limits=PoolLimits(per_host=1))
