@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from typing import Any
 
 import msgspec
@@ -26,15 +25,12 @@ from hortator.providers.local import LocalModel, LocalProvider
 from hortator.providers.openai import OpenAIProvider
 from hortator.providers.upstream import PoolLimits, Timeouts, Upstream, trust
 from hortator.routing import Catalogue
-from hortator.settings import Settings
-from hortator.settings.document import Provider as ProviderSettings
+from hortator.settings import LOCAL, Settings
+from hortator.settings import Provider as ProviderSettings
 from hortator.store import Database, migrate, sqlite_url
 from hortator.tenancy import Identity
 
 MIGRATE_AGAIN_SECONDS = 5.0
-LOCAL = ProviderId("local")
-
-log = logging.getLogger("hortator")
 
 
 class App:
@@ -58,7 +54,7 @@ class App:
         remote = {ProviderId(p.id): remote_provider(p, self._upstream) for p in settings.providers}
         self._providers: dict[ProviderId, Provider] = dict(remote)
         if local is not None:
-            self._providers[LOCAL] = LocalProvider(local)
+            self._providers[ProviderId(LOCAL)] = LocalProvider(local)
         self._health = Health(remote, self._rebuild_catalogue)
         self._catalogue: Catalogue
         self._rebuild_catalogue()
@@ -102,7 +98,7 @@ class App:
             if path.startswith("/v1/"):
                 await self._door(scope, receive, send, path)
                 return
-        await self._shell(scope, receive, send)  # type: ignore[arg-type]
+        await self._shell(scope, receive, send)
 
     async def readiness(self) -> dict[str, Any]:
         """Return the document of `/ready`."""
@@ -114,7 +110,7 @@ class App:
         if not self._migrated:
             store = "down"
         states = self._health.states
-        providers = {id: {"state": s.state, "code": s.code, "models": len(s.models)} for id, s in states.items()}
+        providers = {key: {"state": s.state, "code": s.code, "models": len(s.models)} for key, s in states.items()}
         model = {"state": "disabled"} if self._local is None else self._local.report()
         serving = model["state"] == "ready" or any(state.state != "down" for state in states.values())
         return {
@@ -126,8 +122,9 @@ class App:
         }
 
     def _rebuild_catalogue(self) -> None:
-        discovered = {id: state.models for id, state in self._health.states.items()}
-        local = None if self._local is None else self._local.name
+        discovered = {key: state.models for key, state in self._health.states.items()}
+        offered = self._local is not None and self._local.state != "disabled"
+        local = self._local.name if self._local is not None and offered else None
         self._catalogue = Catalogue(self.settings, discovered, local)
 
     async def _migrate(self) -> None:
@@ -160,7 +157,7 @@ def upstream(settings: Settings) -> Upstream:
     )
     return Upstream(
         limits=limits,
-        tls=None if chosen.ca_file is None else trust(chosen.ca_file),
+        tls=trust(chosen.ca_file),
         proxy_url=None if chosen.proxy_url is None else chosen.proxy_url.reveal(),
     )
 

@@ -11,14 +11,17 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, ClassVar
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from hortator.api import problem
 from hortator.errors import HeadersTooLarge, HortatorError, InvalidRequest, Unavailable
 
+ANSWER = "hortator.answer"
+"""Name of the ASGI extension through which a door writes a whole reply; see `_answer`."""
 HEAD_SECONDS = 15.0
 """A request's head must be complete this long after its first byte, or after the connection was made."""
 
@@ -64,9 +67,9 @@ class Listener(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > self.max_head_bytes:
                 self._refuse(HeadersTooLarge(f"The request's headers are over {self.max_head_bytes} bytes."))
-            elif self._head_timer is None and self.transport is not None and not self.transport.is_closing():
+            elif self._head_timer is None and not self.transport.is_closing():
                 self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
-        elif self._in_body and self.cycle is not None and self.cycle.response_complete:
+        elif self._in_body and self.cycle.response_complete:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self.transport.close()
@@ -85,6 +88,8 @@ class Listener(HttpToolsProtocol):
         if len(self.headers) > self.max_headers:
             raise ValueError("too many headers")
         super().on_headers_complete()
+        extensions: dict[str, Any] = {ANSWER: partial(_answer, self.cycle)}
+        self.scope["extensions"] = extensions
 
     def on_message_complete(self) -> None:
         """The request is complete."""
@@ -93,7 +98,8 @@ class Listener(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP. Called by uvicorn for every parser error, also in a body that is being read."""
-        if self.headers is not None and len(self.headers) > self.max_headers:
+        headers: problem.Headers | None = self.headers
+        if headers is not None and len(headers) > self.max_headers:
             self._refuse(HeadersTooLarge(f"The request has more than {self.max_headers} headers."))
         else:
             self._refuse(InvalidRequest("The request is not valid HTTP/1.1.", code="malformed_http"))
@@ -101,9 +107,9 @@ class Listener(HttpToolsProtocol):
     def _refuse(self, error: HortatorError) -> None:
         """Send one error and close; only close where a reply has begun or has been sent to the request at fault."""
         self._stop_clock()
-        if self.transport is None or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        cycle = self.cycle
+        cycle: RequestResponseCycle | None = self.cycle
         answering = cycle is not None and not cycle.response_complete
         replied = cycle is not None and cycle.response_started and (answering or self._in_body)
         if not replied and not self.pipeline:
@@ -113,7 +119,7 @@ class Listener(HttpToolsProtocol):
                 lines += (name, b": ", value, b"\r\n")
             lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(content))
             self.transport.write(b"".join(lines) + content)
-        if answering:
+        if cycle is not None and answering:
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
@@ -121,13 +127,35 @@ class Listener(HttpToolsProtocol):
     def _too_slow(self) -> None:
         """Close a connection whose head does not come."""
         self._head_timer = None
-        if self._in_head and self.transport is not None:
+        if self._in_head:
             self.transport.close()
 
     def _stop_clock(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _answer(cycle: RequestResponseCycle, status: int, headers: problem.Headers, body: bytes) -> bool:
+    """Write a whole reply at once; False when it must go through ASGI's `send` (the client does not read, or has gone).
+
+    Ordinary replies are one write and no message: a tenth of a request's cost is saved. The caller vouches for the headers.
+    """
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_started or cycle.scope["method"] == "HEAD":
+        return False
+    lines = [STATUS_LINE[status]]
+    for name, value in cycle.default_headers:
+        lines += (name, b": ", value, b"\r\n")
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    lines += (b"" if cycle.keep_alive else b"connection: close\r\n", b"content-length: %d\r\n\r\n" % len(body), body)
+    cycle.response_started = cycle.response_complete = True
+    cycle.transport.write(b"".join(lines))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
 
 
 def limited(*, max_head_bytes: int, max_headers: int, max_connections: int) -> type[Listener]:

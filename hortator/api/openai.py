@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
 from hortator.api import problem
+from hortator.api.listener import ANSWER
 from hortator.api.reading import (
     HANG_UP_GRACE,
     HangUp,
@@ -35,7 +37,13 @@ from hortator.wire import chat
 from hortator.wire.chat_stream import OPENING
 
 _VERBOSITIES = frozenset((b"default", b"verbose", b"full"))
-_EVENT_STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+_NONE: dict[str, Any] = {}
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +56,8 @@ class Exchange(NamedTuple):
     headers: dict[bytes, bytes]
     receive: Receive
     send: Send
+    answer: Callable[[int, problem.Headers, bytes], bool] | None
+    """The listener's way to write a whole reply at once, where it offers one."""
     started: float
     """`loop.time()`, seconds."""
 
@@ -63,7 +73,15 @@ class OpenAIDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Answer one request to `path` (below the root path). Never raises but for cancellation."""
         headers = dict(scope["headers"])
-        exchange = Exchange(request_id(headers), scope["method"], headers, receive, send, self._clock())
+        exchange = Exchange(
+            request_id(headers),
+            scope["method"],
+            headers,
+            receive,
+            send,
+            scope.get("extensions", _NONE).get(ANSWER),
+            self._clock(),
+        )
         trace = Trace()
         try:
             if path == "/v1/chat/completions":
@@ -76,7 +94,7 @@ class OpenAIDoor:
             return
         except HortatorError as error:
             await _fail(exchange, error, trace)
-        except Exception as error:  # the outermost edge of a request: the client gets no word of what it was
+        except Exception as error:  # noqa: BLE001 - the outermost edge of a request: the client gets no word of what it was
             log.error("internal error: request=%s %s", exchange.id, where(error))
             await _fail(exchange, HortatorError("The gateway failed to handle this request."), trace)
 
@@ -87,7 +105,9 @@ class OpenAIDoor:
         expect_json(headers)
         if headers.get(b"x-hortator-verbosity", b"default") not in _VERBOSITIES:
             raise InvalidRequest(
-                "X-Hortator-Verbosity must be default, verbose or full.", code="invalid_value", param="X-Hortator-Verbosity"
+                "X-Hortator-Verbosity must be default, verbose or full.",
+                code="invalid_value",
+                param="X-Hortator-Verbosity",
             )
         parsed = chat.parse(await read_body(headers, exchange.receive, self._max_body_bytes))
         call = Call(
@@ -110,7 +130,7 @@ class OpenAIDoor:
                 if watch.gone:
                     return
                 raise
-        await _respond(exchange.send, 200, [problem.JSON, *_told(call, trace, self._clock()), *trace.headers], body)
+        await _respond(exchange, 200, [problem.JSON, *_told(call, trace, self._clock()), *trace.headers], body)
 
     async def _stream(self, exchange: Exchange, caller: Caller, call: Call, trace: Trace) -> None:
         """Write a streamed answer; a failure after the status line becomes an error event, and no `[DONE]` follows it."""
@@ -156,7 +176,7 @@ class OpenAIDoor:
         else:
             document = {"object": "list", "data": list(entries)}
         headers = [problem.JSON, (b"x-request-id", exchange.id.encode())]
-        await _respond(exchange.send, 200, headers, msgspec.json.encode(document))
+        await _respond(exchange, 200, headers, msgspec.json.encode(document))
 
 
 def _allow(exchange: Exchange, *methods: str) -> None:
@@ -169,16 +189,23 @@ def _told(call: Call, trace: Trace, now: float) -> problem.Headers:
     deployment = trace.deployment
     return [
         (b"x-request-id", call.id.encode()),
-        (b"x-hortator-model", b"" if deployment is None else deployment.id.encode()),
+        (b"x-hortator-model", b"" if deployment is None else _header_value(deployment.id)),
         (b"x-hortator-attempts", b"%d" % max(1, len(trace.attempts))),
         (b"x-hortator-overhead-ms", b"%.2f" % overhead_ms(call, trace, now)),
     ]
 
 
-async def _respond(send: Send, status: int, headers: problem.Headers, body: bytes) -> None:
+def _header_value(text: str) -> bytes:
+    """Return a model id as a header value; what a header cannot carry (a client may have chosen the name) is escaped."""
+    return (text if text.isascii() and text.isprintable() else quote(text)).encode()
+
+
+async def _respond(exchange: Exchange, status: int, headers: problem.Headers, body: bytes) -> None:
+    if exchange.answer is not None and exchange.answer(status, headers, body):
+        return
     headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
+    await exchange.send({"type": "http.response.body", "body": body})
 
 
 async def _fail(exchange: Exchange, error: HortatorError, trace: Trace) -> None:
@@ -186,5 +213,5 @@ async def _fail(exchange: Exchange, error: HortatorError, trace: Trace) -> None:
     if trace.attempts:
         headers.append((b"x-hortator-attempts", b"%d" % len(trace.attempts)))
     if trace.deployment is not None:
-        headers.append((b"x-hortator-model", trace.deployment.id.encode()))
-    await _respond(exchange.send, error.status, headers, problem.body(error))
+        headers.append((b"x-hortator-model", _header_value(trace.deployment.id)))
+    await _respond(exchange, error.status, headers, problem.body(error))

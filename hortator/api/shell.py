@@ -96,9 +96,15 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     completion = {
         "description": "A chat completion, or its chunks as server-sent events when `stream` is true",
-        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}},
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
     }
-    listing = {"description": "Models this key may use", "content": {"application/json": {"schema": {"type": "object"}}}}
+    listing = {
+        "description": "Models this key may use",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
     chat = _operation("createChatCompletion", "Answer a conversation.", completion, tuple(_ERRORS))
     chat["requestBody"] = {"required": True, "content": {"application/json": {"schema": request}}}
     one = _operation("retrieveModel", "Describe one model; ids contain slashes.", listing, ("401", "404"))
@@ -111,12 +117,13 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _operation(id: str, summary: str, answer: dict[str, Any], errors: tuple[str, ...]) -> dict[str, Any]:
+def _operation(name: str, summary: str, answer: dict[str, Any], errors: tuple[str, ...]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
-        "operationId": id,
+        "operationId": name,
         "summary": summary,
         "tags": ["openai"],
         "security": [{"key": []}],
-        "responses": {"200": answer} | {status: {"description": _ERRORS[status], "content": error} for status in errors},
+        "responses": {"200": answer}
+        | {status: {"description": _ERRORS[status], "content": error} for status in errors},
     }

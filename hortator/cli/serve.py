@@ -5,7 +5,6 @@ Called by `make serve` and by service managers. Prints the two lines that point 
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
@@ -22,11 +21,11 @@ from hortator import __version__
 from hortator.api.listener import Server, limited
 from hortator.app import App
 from hortator.cli.configuration import configured, load_settings
-from hortator.errors import ConfigError, HortatorError, Unavailable
-from hortator.providers.local import LocalModel
-from hortator.providers.weights import obtain
+from hortator.errors import ConfigError, Unavailable
+from hortator.providers.local import LocalModel, engine_installed
+from hortator.providers.weights import ModelUnavailable, custom, obtain
 from hortator.settings import Settings
-from hortator.tenancy import first_key
+from hortator.tenancy.keys import first_key
 
 KEEP_ALIVE_SECONDS = 75
 """How long a client's idle connection is kept: longer than clients keep theirs, so that they close first."""
@@ -36,16 +35,19 @@ KEY_FILE = "first-key"
 @click.command()
 @configured
 @click.option("--host", help="Address to listen on; overrides the configuration.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on, 0 for any; overrides the configuration.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port to listen on, 0 for any; overrides the configuration."
+)
 def serve(config: Path | None, env_file: Path | None, host: str | None, port: int | None) -> None:
     """Start the gateway."""
     settings = load_settings(config, env_file)
-    logging.basicConfig(level=settings.logging.level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=settings.logging.level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     try:
         listening = _bind(host or settings.server.host, settings.server.port if port is None else port)
-        local = _local_model(settings)
-        uvloop.run(_serve(settings, local, listening))
+        uvloop.run(_serve(settings, listening))
     except ConfigError as error:
         raise click.ClickException(error.message) from None
 
@@ -59,33 +61,43 @@ def _bind(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with HORTATOR_PORT") from None
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another with HORTATOR_PORT"
+        ) from None
     return listening
 
 
 def _local_model(settings: Settings) -> LocalModel | None:
-    """Return the embedded model, obtained if need be; None, with one line why, when it cannot be had."""
+    """Return the embedded model, its file obtained if need be; one line says why when it cannot be had. None = switched off."""
     chosen = settings.local
     if not chosen.enabled:
         return None
-    try:
-        file = chosen.file or obtain(chosen.model, settings.home / "models")
-    except HortatorError as error:
-        click.echo(f"The embedded model is not available: {error.message}", err=True)
-        return None
+    file, name, why = None, chosen.name, "the engine is not installed; pip install 'hortator[local]'"
+    if engine_installed():
+        try:
+            if chosen.file is not None:
+                name, file = custom(chosen.file)
+            else:
+                file = obtain(chosen.model, settings.home / "models")
+        except ModelUnavailable as error:
+            why = error.message
+    if file is None:
+        click.echo(f"No embedded model: {why}", err=True)
     return LocalModel(
         file,
-        chosen.name,
+        name,
         home=settings.home,
         parallel=chosen.parallel,
         context=chosen.context,
         threads=chosen.threads,
         queue=chosen.queue,
         start_timeout=chosen.start_timeout_seconds,
+        why=why,
     )
 
 
-async def _serve(settings: Settings, local: LocalModel | None, listening: socket.socket) -> None:
+async def _serve(settings: Settings, listening: socket.socket) -> None:
+    local = _local_model(settings)
     app = App(settings, local)
     server_settings = settings.server
     _raise_file_limit()
@@ -129,11 +141,15 @@ async def _first_key(app: App) -> str | None:
     if new is None:
         return None
     token = new.token.reveal()
-    path = app.settings.home / KEY_FILE
+    _keep(app.settings.home / KEY_FILE, token)
+    return token
+
+
+def _keep(path: Path, token: str) -> None:
+    """Write the key to a file that only its owner can read."""
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
         file.write(token + "\n")
-    return token
 
 
 def _announce(settings: Settings, local: LocalModel | None, key: str | None, host: str, port: int) -> None:
@@ -141,8 +157,12 @@ def _announce(settings: Settings, local: LocalModel | None, key: str | None, hos
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     base = f"http://{reachable}:{port}{settings.server.root_path}/v1"
     path = settings.home / KEY_FILE
-    model = f"local/{local.name}" if local is not None else "MODEL"
-    lines = [f"Hortator {__version__} is listening. Point any OpenAI client at it:", "", f"export OPENAI_BASE_URL={base}"]
+    model = f"local/{local.name}" if local is not None and local.state != "disabled" else "MODEL"
+    lines = [
+        f"Hortator {__version__} is listening. Point any OpenAI client at it:",
+        "",
+        f"export OPENAI_BASE_URL={base}",
+    ]
     if key is not None:
         lines.append(f"export OPENAI_API_KEY={key}")
     elif path.exists():
@@ -151,8 +171,8 @@ def _announce(settings: Settings, local: LocalModel | None, key: str | None, hos
         lines.append("export OPENAI_API_KEY=...    # make one: hortator keys create --name NAME")
     lines += [
         "",
-        "curl -N $OPENAI_BASE_URL/chat/completions -H \"Authorization: Bearer $OPENAI_API_KEY\" \\",
-        f"  -H 'Content-Type: application/json' -d '{{\"model\":\"{model}\",\"stream\":true,"
+        'curl -N $OPENAI_BASE_URL/chat/completions -H "Authorization: Bearer $OPENAI_API_KEY" \\',
+        f'  -H \'Content-Type: application/json\' -d \'{{"model":"{model}","stream":true,'
         '"messages":[{"role":"user","content":"Write a haiku about gateways."}]}\'',
         "",
     ]

@@ -41,7 +41,7 @@ class Health:
     def __init__(self, providers: Mapping[ProviderId, Listing], changed: Callable[[], None]) -> None:
         self._providers = providers
         self._changed = changed
-        self.states: dict[ProviderId, ProviderHealth] = {id: ProviderHealth() for id in providers}
+        self.states: dict[ProviderId, ProviderHealth] = {key: ProviderHealth() for key in providers}
 
     async def run(self) -> None:
         """Look at all providers, for ever."""
@@ -51,16 +51,16 @@ class Health:
 
     async def look(self) -> None:
         """Look at all providers once."""
-        before = {id: state.models for id, state in self.states.items()}
-        await asyncio.gather(*(self._ask(id, provider) for id, provider in self._providers.items()))
-        if any(state.models != before[id] for id, state in self.states.items()):
+        before = {key: state.models for key, state in self.states.items()}
+        await asyncio.gather(*(self._ask(key, provider) for key, provider in self._providers.items()))
+        if any(state.models != before[key] for key, state in self.states.items()):
             self._changed()
 
-    async def _ask(self, id: ProviderId, provider: Listing) -> None:
-        known = self.states[id].models
+    async def _ask(self, key: ProviderId, provider: Listing) -> None:
+        known = self.states[key].models
         try:
             models = await provider.list_models(asyncio.get_running_loop().time() + DEADLINE_SECONDS)
         except UpstreamError as error:
-            self.states[id] = ProviderHealth("down", error.code, known)
+            self.states[key] = ProviderHealth("down", error.code, known)
         else:
-            self.states[id] = ProviderHealth("up", None, known if models is None else models)
+            self.states[key] = ProviderHealth("up", None, known if models is None else models)

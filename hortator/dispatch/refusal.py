@@ -83,4 +83,3 @@ def final(failures: Sequence[tuple[str, HortatorError]]) -> HortatorError:
         return last
     listed = ", ".join(f"{deployment}: {error.code}" for deployment, error in failures)
     return UpstreamError(f"All deployments failed ({listed}).", code="all_deployments_failed")
-

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-import msgspec
-
 from hortator.call import Call, Decision, Deployment, ProviderId
 from hortator.dispatch.estimate import estimated, reported
 from hortator.dispatch.refusal import final, may_go_elsewhere, passed_headers, refused
@@ -184,9 +182,10 @@ class Stream:
         assert failure is not None
         if isinstance(failure, HortatorError):
             return failure
-        assert self._reply is not None and self._trace.deployment is not None
+        assert self._reply is not None
+        assert self._trace.deployment is not None
         provider = self._providers[self._trace.deployment.provider]
-        said = refusal.read_object(msgspec.json.decode(failure.raw))
+        said = refusal.read_object(failure.error)
         return refused(provider, said.status or 502, self._reply.headers, said)
 
     async def _until_commit(self) -> bytes:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-import msgspec
-
 from hortator.call import Call, Decision, Deployment, ProviderId
 from hortator.dispatch.estimate import estimated, reported
 from hortator.dispatch.refusal import final, may_go_elsewhere, passed_headers, refused
@@ -65,7 +63,7 @@ async def _attempt(
         raise refused(provider, reply.status, reply.headers, refusal.read(body))
     answer = chat.read_whole(body)
     if answer.error:
-        said = refusal.read_object(msgspec.json.decode(answer.error))
+        said = refusal.read_object(answer.error)
         raise refused(provider, said.status or 502, reply.headers, said)
     trace.first_byte_at = ended
     trace.response_model = answer.model

@@ -8,10 +8,10 @@ Source of the field list: the OpenAI API reference as typed by openai-python 3.5
 from __future__ import annotations
 
 import re
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import Meta, Raw, Struct
 
 from hortator.errors import InvalidReply, InvalidRequest
 
@@ -113,7 +113,7 @@ class WholeReply(Struct):
     choices: list[Object]
     model: str | None = None
     usage: WireUsage | None = None
-    error: Raw | UnsetType = UNSET
+    error: Any = None
 
 
 class ParsedRequest(NamedTuple):
@@ -159,9 +159,7 @@ def _invalid(text: str) -> InvalidRequest:
     missing = re.match(r"Object missing required field `(.+)`", problem)
     if missing:
         name = f"{param}.{missing.group(1)}" if param else missing.group(1)
-        return InvalidRequest(
-            f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name
-        )
+        return InvalidRequest(f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
     if problem.startswith("Expected `array` of length >= 1"):
         return InvalidRequest(f"'{param}' must not be empty.", code="empty_array", param=param)
     if problem.startswith("Expected `str` of length"):

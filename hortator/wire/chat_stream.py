@@ -46,8 +46,8 @@ class Delta(Struct):
     reasoning: str | UnsetType | None = UNSET
     refusal: str | UnsetType | None = UNSET
     tool_calls: list[ToolDelta] | UnsetType | None = UNSET
-    function_call: Raw | UnsetType | None = UNSET
-    audio: Raw | UnsetType | None = UNSET
+    function_call: Any = UNSET
+    audio: Any = UNSET
 
 
 class Choice(Struct):
@@ -66,15 +66,15 @@ class Chunk(Struct):
     created: int | float | UnsetType | None = UNSET
     model: str | UnsetType | None = UNSET
     usage: WireUsage | UnsetType | None = UNSET
-    error: Raw | UnsetType | None = UNSET
+    error: Any = None
 
 
 class ErrorEvent(Exception):
-    """The upstream sent an error object inside its stream; `raw` is that object."""
+    """The upstream sent an error inside its stream; `error` is the decoded error object."""
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, error: Any) -> None:
         super().__init__("error event")
-        self.raw = raw
+        self.error = error
 
 
 _chunk = msgspec.json.Decoder(Chunk)
@@ -180,7 +180,7 @@ class ChatStream:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise InvalidReply("The provider sent a chunk that is not a chat completion chunk.") from None
         if chunk.error:
-            raise ErrorEvent(bytes(chunk.error))
+            raise ErrorEvent(chunk.error)
         if self.model is None and chunk.model:
             self.model = chunk.model
             self._id = chunk.id or None
@@ -218,7 +218,7 @@ class ChatStream:
             clean = clean and bool(delta) and bool(delta.role) and delta.content is not UNSET  # type: ignore[union-attr]
         if choice.finish_reason:
             if choice.finish_reason == "error":
-                raise ErrorEvent(b'{"message":"The provider ended the answer with an error."}')
+                raise ErrorEvent("The provider ended the answer with an error.")
             self._finished.add(index)
             self.committed = True
         if not delta:
@@ -238,7 +238,14 @@ class ChatStream:
             self.text_length += len(thinking)
         if delta.refusal or delta.function_call or delta.audio:
             self.committed = True
-        extras = (delta.reasoning_content, delta.reasoning, delta.refusal, delta.function_call, delta.audio, delta.tool_calls)
+        extras = (
+            delta.reasoning_content,
+            delta.reasoning,
+            delta.refusal,
+            delta.function_call,
+            delta.audio,
+            delta.tool_calls,
+        )
         clean = None not in extras
         for tool in delta.tool_calls or ():
             self.committed = True

@@ -1,0 +1,97 @@
+"""What is served: every model id and the deployments behind it. Immutable; the composition root replaces it as a whole.
+
+Built from the settings, from what providers list, and from the embedded model. `policy.decide` asks it; `/v1/models` shows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from fnmatch import translate
+from functools import lru_cache
+
+from msgspec import UNSET, Struct, UnsetType
+
+from hortator.call import Deployment, ProviderId
+from hortator.settings import LOCAL, Settings
+
+CREATED = 1_763_683_200
+"""`created` of every entry, Unix seconds: providers' own dates are not known, and clients only want a number."""
+MAX_MODELS = 50_000
+_LOCAL_NOTE = "Embedded model for trying out, smoke tests and offline fallback; small, and not for serious work."
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One model as `GET /v1/models` shows it."""
+
+    id: str
+    object: str = "model"
+    created: int = CREATED
+    owned_by: str
+    description: str | UnsetType = UNSET
+
+
+class Catalogue:
+    """All models. Ids are `provider/model`, where `model` may itself hold slashes, or the names the operator gave."""
+
+    def __init__(
+        self, settings: Settings, discovered: Mapping[ProviderId, tuple[str, ...]], local: str | None = None
+    ) -> None:
+        """`discovered` holds what providers listed; it counts for those without `models`. `local` is the embedded model's name."""
+        self._models: dict[str, tuple[Deployment, ...]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._open: dict[str, ProviderId] = {}
+        for provider in settings.providers:
+            key = ProviderId(provider.id)
+            if provider.models is None:
+                self._open[provider.id] = key
+            names = provider.models if provider.models is not None else discovered.get(key, ())
+            for name in names:
+                self._add(f"{provider.id}/{name}", provider.id, (_deployment(key, name),))
+        if local is not None:
+            self._add(f"{LOCAL}/{local}", "hortator", (_deployment(ProviderId(LOCAL), local),), _LOCAL_NOTE)
+        for model in settings.models:
+            chosen = tuple(_deployment(ProviderId(place.provider), place.model) for place in model.deployments)
+            self._add(model.id, "hortator", chosen, model.description)
+
+    def resolve(self, model: str) -> tuple[Deployment, ...] | None:
+        """Return the deployments of a model id, best first; None when there is no such model.
+
+        The full id is looked up first. Else it is split on its first `/`, and any name is passed to a provider whose models
+        are not listed in the settings: `groq/openai/gpt-oss-20b` is `openai/gpt-oss-20b` at `groq`.
+        """
+        found = self._models.get(model)
+        if found is None:
+            prefix, slash, name = model.partition("/")
+            provider = self._open.get(prefix)
+            if provider is not None and slash and name:
+                return (_deployment(provider, name),)
+        return found
+
+    def visible(self, allowed: tuple[str, ...]) -> list[Entry]:
+        """Return the entries a key with these globs may use."""
+        return [entry for model, entry in self._entries.items() if may_use(allowed, model)]
+
+    def similar(self, model: str, allowed: tuple[str, ...]) -> list[str]:
+        """Return up to three ids that `model` may have been meant to be."""
+        return get_close_matches(model[:200], [entry.id for entry in self.visible(allowed)[:2_000]], n=3)
+
+    def _add(self, model: str, owner: str, deployments: tuple[Deployment, ...], note: str | None = None) -> None:
+        if len(self._models) < MAX_MODELS:
+            self._models[model] = deployments
+            self._entries[model] = Entry(id=model, owned_by=owner, description=UNSET if note is None else note)
+
+
+def _deployment(provider: ProviderId, name: str) -> Deployment:
+    return Deployment(id=f"{provider}/{name}", provider=provider, model=name)
+
+
+def may_use(allowed: tuple[str, ...], model: str) -> bool:
+    """Whether a key with these globs may use a model. Case sensitive; `*` matches slashes too."""
+    return "*" in allowed or _pattern(allowed).match(model) is not None
+
+
+@lru_cache(maxsize=4096)
+def _pattern(allowed: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(translate(glob) for glob in allowed) or r"(?!)")
