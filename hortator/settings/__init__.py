@@ -1,0 +1,48 @@
+"""The configuration: read once at start-up, checked as a whole, frozen, and passed to whoever needs a part of it.
+
+`load(path, environ)` returns `Settings` or raises ConfigError with every problem. `Secret` holds what must not be printed.
+"""
+
+from __future__ import annotations
+
+from hortator.settings.document import (
+    DeploymentChoice,
+    Identity,
+    Ledger,
+    Local,
+    Logging,
+    NamedModel,
+    Provider,
+    Server,
+    Settings,
+    Store,
+    Streaming,
+    Timeouts,
+    Upstream,
+)
+from hortator.settings.load import home_folder, load
+from hortator.settings.presets import PRESETS, detected_providers
+from hortator.settings.rules import LOCAL
+from hortator.settings.secret import Secret
+
+__all__ = [
+    "LOCAL",
+    "PRESETS",
+    "DeploymentChoice",
+    "Identity",
+    "Ledger",
+    "Local",
+    "Logging",
+    "NamedModel",
+    "Provider",
+    "Secret",
+    "Server",
+    "Settings",
+    "Store",
+    "Streaming",
+    "Timeouts",
+    "Upstream",
+    "detected_providers",
+    "home_folder",
+    "load",
+]

@@ -1,0 +1,235 @@
+"""The configuration document, field by field: what each setting means, its unit, its default and why it is that.
+
+`load` makes one `Settings` at start-up from the file, the environment and the defaults; everyone reads it, nobody changes it.
+Under each field stands its documentation; `docs/configuration.md` is made from it. Nothing here reads files or variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from hortator.settings.secret import Secret
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Bytes = Annotated[int, Meta(ge=1024, le=1 << 40)]
+Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
+Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The listener for clients."""
+
+    host: Name = "127.0.0.1"
+    """Address to listen on. The default is reachable from this machine only; `0.0.0.0` opens it to the network."""
+    port: Port = 8000
+    """TCP port (R-004-1). 0 = any free one, printed at start."""
+    root_path: Annotated[str, Meta(max_length=200)] = ""
+    """Path prefix under which everything is served, e.g. `/hortator` (R-000-53). Empty = none."""
+    max_body_bytes: Bytes = 20_000_000
+    """Largest request body, bytes; more is refused with 413 before it is read. Room for a few images in a chat."""
+    max_header_bytes: Bytes = 65_536
+    """Largest request head, bytes; more is refused with 431."""
+    max_headers: Count = 200
+    """Most header fields in a request; more is refused with 431."""
+    max_connections: Count = 4096
+    """Most open client connections; more are turned away, so that memory stays bounded. Needs as many file descriptors."""
+    drain_seconds: Seconds = 30.0
+    """Seconds that running requests get to finish after SIGTERM. Then they are cut off with an honest error."""
+
+
+class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where tenants, keys and usage are kept."""
+
+    url: Secret | None = None
+    """`postgresql://user:password@host/name` or `sqlite:////path/file.db`. None = SQLite in the home folder, for one replica.
+    Never printed, as it may hold a password."""
+
+
+class Identity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The cache of keys in front of the store."""
+
+    refresh_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 2.0
+    """Seconds between looks for changed keys. A revoked key works that much longer at most, on every replica."""
+    stale_seconds: Seconds = 86_400.0
+    """Seconds that known keys keep working while the store is down. A day, so that a night's outage stops nobody."""
+
+
+class Ledger(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Usage records on their way to the store."""
+
+    journal_max_bytes: Bytes = 268_435_456
+    """Most bytes of records kept in the journal file while the store is down (256 MiB, about half a million calls)."""
+    flush_ms: Milliseconds = 100
+    """Milliseconds between writes. What a kill -9 can lose; more batches better."""
+    price_overrides: Path | None = None
+    """YAML file with own prices, taken before the built-in list. None = built-in prices only. Relative to this file."""
+
+
+class Streaming(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Streamed replies."""
+
+    status_wait_ms: Annotated[int, Meta(ge=0, le=600_000)] = 2000
+    """Milliseconds that the status line of a directly named model waits for the upstream's verdict. An error within it keeps
+    its true status; a later one arrives inside the stream."""
+    routed_status_wait_ms: Annotated[int, Meta(ge=0, le=600_000)] = 200
+    """The same for routed and orchestrated models, which must start to stream within 200 ms (R-000-43)."""
+    keep_alive_ms: Milliseconds = 5000
+    """Milliseconds of silence after which a comment line is sent, so that proxies keep the connection open."""
+
+
+class Timeouts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long an upstream may take. Each has its own error code."""
+
+    connect_ms: Milliseconds = 5000
+    """Milliseconds to connect, TLS included. Another deployment is tried after it."""
+    first_byte_ms: Milliseconds = 120_000
+    """Milliseconds from the request sent to the reply's first byte. Long, as reasoning models think before they speak."""
+    idle_ms: Milliseconds = 60_000
+    """Milliseconds of silence within a reply."""
+    total_ms: Milliseconds = 600_000
+    """Milliseconds for the whole request, all attempts together. Ten minutes, what the official client libraries wait."""
+
+
+class Upstream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Connections to providers."""
+
+    per_host_connections: Count = 1024
+    """Most open connections to one provider; further calls wait for a free one."""
+    idle_seconds: Seconds = 4.0
+    """Seconds that an unused connection is kept. Below the 5 s after which common servers close theirs."""
+    max_age_seconds: Seconds = 600.0
+    """Seconds after which a connection is not used again, so that changes of name and balance are noticed."""
+    ca_file: Path | None = None
+    """PEM file with the authorities to trust. None = the system's. Relative to this file."""
+    proxy_url: Secret | None = None
+    """`http://user:password@host:port` of an outbound proxy. None = none; HTTP_PROXY and its kin are not read. Never printed.
+    Needs the extra `hortator[proxy]`."""
+
+
+class Provider(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One provider of models. Its models are called `id/model`."""
+
+    id: Name
+    """First part of its model ids: small letters, digits, `.`, `_` and `-`. Unique; `local` is the embedded model's."""
+    kind: Literal["openai"] = "openai"
+    """The dialect it speaks: `openai` = chat completions under `base_url`."""
+    preset: Literal["openai", "groq", "workers-ai", "ollama", "vllm", "cloudflare-gateway"] | None = None
+    """Fills `base_url`, and `api_key` from the variable usual for it. None = write them out."""
+    base_url: str = ""
+    """Address that `/chat/completions` and `/models` are appended to, mostly ending in `/v1`. Empty = the preset's."""
+    account: Name | None = None
+    """Cloudflare account id, for the presets `workers-ai` and `cloudflare-gateway`. None = CLOUDFLARE_ACCOUNT_ID."""
+    gateway: Name | None = None
+    """Name of the Cloudflare AI Gateway, for the preset `cloudflare-gateway`. None = not used."""
+    api_key: Secret | None = None
+    """Sent as `Authorization: Bearer`. None = the preset's variable, or no such header where the preset has none."""
+    headers: Mapping[str, Secret] = field(default_factory=dict)
+    """Further headers for every request, e.g. `cf-aig-authorization`. Never printed."""
+    models: tuple[Name, ...] | None = None
+    """The models that clients may ask for. None = any: the provider's own list is shown, and every name is passed on.
+    `[]` = none directly, only through `models` below."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    """As `timeouts` above, for this provider; what is left out keeps the general value."""
+    detect: bool = False
+    """True = served only if it answers when the server starts, and no error when it does not."""
+
+
+class DeploymentChoice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One place where a named model can be had."""
+
+    provider: Name
+    """Id of a provider, or `local`."""
+    model: Name
+    """The provider's own name for the model."""
+
+
+class NamedModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model of your own naming, had in several places."""
+
+    id: Name
+    """What clients ask for. Looked up before `provider/model` is split, so it may contain `/`. Unique."""
+    deployments: Annotated[tuple[DeploymentChoice, ...], Meta(min_length=1)]
+    """Where to get it, best first: the next is tried when one fails before its answer began."""
+    description: Annotated[str, Meta(max_length=500)] | None = None
+    """One line for the model list. None = none."""
+
+
+class Local(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The embedded model, `local/<name>`: a child process on this machine. Needs the extra `hortator[local]`."""
+
+    enabled: bool = True
+    """False = no embedded model. Without the extra or the file the server starts anyway and says so."""
+    model: Name = "qwen2.5-coder-0.5b"
+    """Name of a model in the built-in list (`hortator models pull NAME`)."""
+    file: Path | None = None
+    """Own GGUF file; its name without `.gguf` becomes the model's. None = `model` from the list. Relative to this file."""
+    parallel: Annotated[int, Meta(ge=1, le=64)] = 2
+    """Requests answered at once; each has its own context, which costs memory."""
+    context: Annotated[int, Meta(ge=256, le=1_048_576)] = 4096
+    """Tokens of context of each of them, question and answer together."""
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    """CPU threads. None = the machine's cores less one, so that the gateway keeps one."""
+    queue: Annotated[int, Meta(ge=0, le=10_000)] = 8
+    """Requests that may wait; more are refused with 429 and Retry-After."""
+    start_timeout_seconds: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    """Seconds for the model to load before the start counts as failed and is tried again."""
+
+    @property
+    def name(self) -> str:
+        """The model's name behind `local/`."""
+        return self.model if self.file is None else self.file.stem
+
+
+class Logging(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The log on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important kind of line that is written."""
+
+
+class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `hortator.yaml` may hold."""
+
+    server: Server = field(default_factory=Server)
+    """The listener for clients."""
+    store: Store = field(default_factory=Store)
+    """Where tenants, keys and usage are kept."""
+    identity: Identity = field(default_factory=Identity)
+    """The cache of keys in front of the store."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Usage records on their way to the store."""
+    stream: Streaming = field(default_factory=Streaming)
+    """Streamed replies."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    """How long an upstream may take."""
+    upstream: Upstream = field(default_factory=Upstream)
+    """Connections to providers."""
+    detect_providers: bool = True
+    """Add the providers whose keys are in the environment, and an Ollama on 127.0.0.1:11434, unless `providers` has that id."""
+    providers: tuple[Provider, ...] = ()
+    """Providers of models."""
+    models: tuple[NamedModel, ...] = ()
+    """Models of your own naming, each over several deployments."""
+    local: Local = field(default_factory=Local)
+    """The embedded model."""
+    logging: Logging = field(default_factory=Logging)
+    """The log on standard error."""
+
+
+class Settings(Document, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole configuration, checked: the document and where it came from."""
+
+    home: Path
+    """Folder of the database, the journal and the models: HORTATOR_HOME, else `hortator` in the user's data folder."""
+    source: Path | None = None
+    """The file that was read; None = there is none, and the defaults hold."""
+    variables: tuple[str, ...] = ()
+    """Names of the environment variables that were used, sorted."""
+    ignored_variables: tuple[str, ...] = ()
+    """Names of HORTATOR_ variables that mean nothing here, sorted; mostly set for other programs or misspelt."""
