@@ -16,6 +16,8 @@ from hortator.ledger.prices import FREE, Price, PriceBook
 from hortator.store.tables import MONEY_SCALE
 from hortator.store.usage import UsageRow
 
+_UNITS = 10**MONEY_SCALE
+_ENCODER = msgspec.json.Encoder()
 MAX_TOKENS = 2**31
 """A count beyond this is an upstream's mistake and recorded as unknown."""
 
@@ -34,7 +36,7 @@ class Recorder:
         deployment = outcome.deployment
         state, cost, price = self._cost(outcome)
         tokens, output = _count(usage.input), _count(usage.output)
-        first_byte_ms = outcome.first_byte_ms
+        latency_ms, overhead_ms, first_byte_ms = outcome.latency_ms, outcome.overhead_ms, outcome.first_byte_ms
         return UsageRow(
             event_id=uuid_utils.uuid7().hex,
             tenant_id=outcome.tenant_id.replace("-", ""),
@@ -46,14 +48,16 @@ class Recorder:
             model_asked=_text(outcome.model, 255),
             usage_source=usage.source,
             price_state=state,
-            latency_ms=round(outcome.latency_ms, 3),
-            overhead_ms=round(outcome.overhead_ms, 3),
+            latency_ms=int(latency_ms * 1000 + 0.5) / 1000,
+            overhead_ms=int(overhead_ms * 1000 + 0.5) / 1000,
             status=outcome.status,
             attempts=len(outcome.attempts),
             stream=outcome.stream,
             complete=outcome.complete,
             token_count=None if tokens is None or output is None else tokens + output,
-            compute_seconds=round(max(0.0, outcome.latency_ms - outcome.overhead_ms) / 1000, 6),
+            compute_seconds=int((latency_ms - overhead_ms) * 1000 + 0.5) / 1_000_000
+            if latency_ms > overhead_ms
+            else 0.0,
             metadata=_metadata(outcome),
             model_served=None if deployment is None else _text(outcome.response_model or deployment.model, 255),
             provider=None if deployment is None else _text(deployment.provider, 100),
@@ -65,7 +69,7 @@ class Recorder:
             cache_write_tokens=_count(usage.cache_write),
             price=None if price is None else price.record,
             cost=cost,
-            first_byte_ms=None if first_byte_ms is None else round(first_byte_ms, 3),
+            first_byte_ms=None if first_byte_ms is None else int(first_byte_ms * 1000 + 0.5) / 1000,
             error_code=None if outcome.code is None else _text(outcome.code, 100),
         )
 
@@ -78,7 +82,7 @@ class Recorder:
         cost = None if price is None else price.cost(_plausible(outcome.usage))
         if price is None or cost is None:
             return "unpriced", None, price
-        return price.state, int(cost.scaleb(MONEY_SCALE).to_integral_value()), price
+        return price.state, round(cost * _UNITS), price
 
     def _timestamp(self, at: float) -> str:
         """UTC text with microseconds, as both databases read it."""
@@ -95,7 +99,7 @@ def _metadata(outcome: Outcome) -> str:
     content: dict[str, object] = {"attempts": outcome.attempts}
     if notes:
         content |= {_text(name, 100): _text(notes[name], 1000) for name in list(notes)[:32] if name != "attempts"}
-    return msgspec.json.encode(content).decode()
+    return _ENCODER.encode(content).decode()
 
 
 def _text(value: str, limit: int) -> str:
@@ -113,9 +117,15 @@ def _count(tokens: int | None) -> int | None:
 
 def _plausible(usage: Usage) -> Usage:
     """The usage without counts that cannot be; the common case is the usage itself."""
-    counts = (usage.input, usage.output, usage.cached, usage.reasoning, usage.cache_write)
-    if all(count is None or 0 <= count < MAX_TOKENS for count in counts):
+    if (
+        0 <= (usage.input or 0) < MAX_TOKENS
+        and 0 <= (usage.output or 0) < MAX_TOKENS
+        and 0 <= (usage.cached or 0) < MAX_TOKENS
+        and 0 <= (usage.reasoning or 0) < MAX_TOKENS
+        and 0 <= (usage.cache_write or 0) < MAX_TOKENS
+    ):
         return usage
+    counts = (usage.input, usage.output, usage.cached, usage.reasoning, usage.cache_write)
     read, written, cached, reasoning, cache_write = map(_count, counts)
     return Usage(
         input=read, output=written, cached=cached, reasoning=reasoning, cache_write=cache_write, source=usage.source

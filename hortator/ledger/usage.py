@@ -191,7 +191,7 @@ class Ledger:
     def _seal(self, outcomes: list[Outcome]) -> Batch:
         """In the worker: price, encode, append to the journal."""
         rows = [row for row in map(self._row, outcomes) if row is not None]
-        segment = self._journal.append(b"".join([self._encoder.encode(row) + b"\n" for row in rows]))
+        segment = self._journal.append(self._encoder.encode_lines(rows))
         return Batch(rows, segment, self._behind)
 
     def _row(self, outcome: Outcome) -> UsageRow | None:
