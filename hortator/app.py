@@ -55,7 +55,8 @@ class App:
         self._providers: dict[ProviderId, Provider] = dict(remote)
         if local is not None:
             self._providers[ProviderId(LOCAL)] = LocalProvider(local)
-        self._health = Health(remote, self._rebuild_catalogue)
+        optional = frozenset(ProviderId(p.id) for p in settings.providers if p.detect)
+        self._health = Health(remote, optional, self._rebuild_catalogue)
         self._catalogue: Catalogue
         self._rebuild_catalogue()
         self._root_path = settings.server.root_path
@@ -109,7 +110,7 @@ class App:
             store = "down"
         if not self._migrated:
             store = "down"
-        states = self._health.states
+        states = self._health.shown
         providers = {key: {"state": s.state, "code": s.code, "models": len(s.models)} for key, s in states.items()}
         model = {"state": "disabled"} if self._local is None else self._local.report()
         serving = model["state"] == "ready" or any(state.state != "down" for state in states.values())
@@ -122,10 +123,9 @@ class App:
         }
 
     def _rebuild_catalogue(self) -> None:
-        discovered = {key: state.models for key, state in self._health.states.items()}
         offered = self._local is not None and self._local.state != "disabled"
         local = self._local.name if self._local is not None and offered else None
-        self._catalogue = Catalogue(self.settings, discovered, local)
+        self._catalogue = Catalogue(self.settings, self._health.served, local)
 
     async def _migrate(self) -> None:
         with contextlib.suppress(Unavailable):

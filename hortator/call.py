@@ -55,7 +55,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     wants_usage: bool
     """The client asked for the usage chunk (`stream_options.include_usage`)."""
     started: float
-    """`loop.time()` when the request's head was read, seconds."""
+    """`time.monotonic()` when the request's head was read, seconds."""
     received_at: float
     """Unix time of the same moment, seconds."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from time import monotonic
 
 from hortator.call import Call, Caller, Outcome, ProviderId
 from hortator.dispatch import Stream, Trace, carry_whole, code_of
@@ -99,7 +100,7 @@ class Gateway:
 
     def _record(self, caller: Caller, call: Call, trace: Trace, error: BaseException | None) -> None:
         """Leave one record of the call, however it ended."""
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         first = trace.first_byte_at
         self._ledger.record(
             Outcome(

@@ -59,7 +59,7 @@ class Exchange(NamedTuple):
     answer: Callable[[int, problem.Headers, bytes], bool] | None
     """The listener's way to write a whole reply at once, where it offers one."""
     started: float
-    """`loop.time()`, seconds."""
+    """`time.monotonic()`, seconds."""
 
 
 class OpenAIDoor:
@@ -68,7 +68,6 @@ class OpenAIDoor:
     def __init__(self, gateway: Gateway, max_body_bytes: int) -> None:
         self._gateway = gateway
         self._max_body_bytes = max_body_bytes
-        self._clock = asyncio.get_running_loop().time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Answer one request to `path` (below the root path). Never raises but for cancellation."""
@@ -80,7 +79,7 @@ class OpenAIDoor:
             receive,
             send,
             scope.get("extensions", _NONE).get(ANSWER),
-            self._clock(),
+            time.monotonic(),
         )
         trace = Trace()
         try:
@@ -130,7 +129,7 @@ class OpenAIDoor:
                 if watch.gone:
                     return
                 raise
-        await _respond(exchange, 200, [problem.JSON, *_told(call, trace, self._clock()), *trace.headers], body)
+        await _respond(exchange, 200, [problem.JSON, *_told(call, trace, time.monotonic()), *trace.headers], body)
 
     async def _stream(self, exchange: Exchange, caller: Caller, call: Call, trace: Trace) -> None:
         """Write a streamed answer; a failure after the status line becomes an error event, and no `[DONE]` follows it."""
@@ -156,7 +155,7 @@ class OpenAIDoor:
             await answer.finish(None)
 
     async def _write(self, send: Send, answer: StreamedAnswer, call: Call, trace: Trace) -> None:
-        headers = [*_EVENT_STREAM, *_told(call, trace, self._clock()), *trace.headers]
+        headers = [*_EVENT_STREAM, *_told(call, trace, time.monotonic()), *trace.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if trace.first_byte_at is None:
             await send({"type": "http.response.body", "body": OPENING, "more_body": True})

@@ -44,7 +44,9 @@ def serve(config: Path | None, env_file: Path | None, host: str | None, port: in
     logging.basicConfig(
         level=settings.logging.level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    for talkative in ("uvicorn.error", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    os.umask(0o077)
     try:
         listening = _bind(host or settings.server.host, settings.server.port if port is None else port)
         uvloop.run(_serve(settings, listening))

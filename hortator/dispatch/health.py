@@ -36,12 +36,28 @@ class ProviderHealth(NamedTuple):
 
 
 class Health:
-    """The state of all providers. `changed` is called after a round in which any model list changed."""
+    """The state of all providers. `changed` is called after a round in which a model list or an optional provider changed.
 
-    def __init__(self, providers: Mapping[ProviderId, Listing], changed: Callable[[], None]) -> None:
+    Optional providers are those that count only while they answer, such as an Ollama that may or may not run.
+    """
+
+    def __init__(
+        self, providers: Mapping[ProviderId, Listing], optional: frozenset[ProviderId], changed: Callable[[], None]
+    ) -> None:
         self._providers = providers
+        self._optional = optional
         self._changed = changed
         self.states: dict[ProviderId, ProviderHealth] = {key: ProviderHealth() for key in providers}
+
+    @property
+    def shown(self) -> dict[ProviderId, ProviderHealth]:
+        """The states without those of optional providers that do not answer."""
+        return {key: state for key, state in self.states.items() if key not in self._optional or state.state == "up"}
+
+    @property
+    def served(self) -> dict[ProviderId, tuple[str, ...]]:
+        """What each provider listed; optional ones that do not answer are left out."""
+        return {key: state.models for key, state in self.shown.items()}
 
     async def run(self) -> None:
         """Look at all providers, for ever."""
@@ -51,9 +67,9 @@ class Health:
 
     async def look(self) -> None:
         """Look at all providers once."""
-        before = {key: state.models for key, state in self.states.items()}
+        before = self.served
         await asyncio.gather(*(self._ask(key, provider) for key, provider in self._providers.items()))
-        if any(state.models != before[key] for key, state in self.states.items()):
+        if self.served != before:
             self._changed()
 
     async def _ask(self, key: ProviderId, provider: Listing) -> None:

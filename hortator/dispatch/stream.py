@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from time import monotonic
 
 from hortator.call import Call, Decision, Deployment, ProviderId
 from hortator.dispatch.estimate import estimated, reported
@@ -124,7 +125,7 @@ class Stream:
     def _settle(self, error: BaseException | None) -> None:
         """Note the end of the answering attempt and its usage."""
         trace, chat = self._trace, self._chat
-        trace.end(error, self._loop.time())
+        trace.end(error, monotonic())
         trace.response_model = chat.model
         trace.usage = reported(chat.usage) if chat.usage else estimated(self._call, chat.text_length)
         trace.complete = self.ended and error is None
@@ -192,11 +193,11 @@ class Stream:
         """Try candidates until one sends content; return everything it sent so far, ready for the client."""
         failures: list[tuple[str, HortatorError]] = []
         for deployment in self._decision.candidates:
-            self._trace.begin(deployment, self._loop.time())
+            self._trace.begin(deployment, monotonic())
             try:
                 first = await self._attempt(deployment)
             except BaseException as error:
-                self._trace.end(error, self._loop.time())
+                self._trace.end(error, monotonic())
                 self._drop()
                 if not isinstance(error, HortatorError):
                     raise
@@ -212,7 +213,7 @@ class Stream:
         """Ask one deployment once; return its bytes up to and with the first content."""
         provider = self._providers[deployment.provider]
         trace = self._trace
-        begun = self._loop.time()
+        begun = monotonic()
         try:
             self._reply = reply = await provider.send(self._call, deployment, self._deadline)
             trace.status = reply.status
@@ -229,7 +230,7 @@ class Stream:
             trace.usage = estimated(self._call, None)
             raise
         finally:
-            now = self._loop.time()
+            now = monotonic()
             trace.waited += now - begun
         trace.first_byte_at = now
         trace.headers = passed_headers(reply.headers)

@@ -12,7 +12,7 @@ from hortator.errors import ClientGone, HortatorError
 
 
 class Trace:
-    """Attempts, usage and times of one call. Times are `loop.time()` seconds."""
+    """Attempts, usage and times of one call. Times are `time.monotonic()` seconds (a loop's own clock may be coarser)."""
 
     __slots__ = (
         "_begun",

@@ -7,7 +7,8 @@ trace. A broken reply is never passed on: the client gets another deployment's a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from time import monotonic
 
 from hortator.call import Call, Decision, Deployment, ProviderId
 from hortator.dispatch.estimate import estimated, reported
@@ -22,30 +23,27 @@ Providers = Mapping[ProviderId, Provider]
 
 async def carry_whole(providers: Providers, call: Call, decision: Decision, trace: Trace, deadline: float) -> bytes:
     """Return the body of the first good answer. Raises the error the caller is to get."""
-    clock = asyncio.get_running_loop().time
     failures: list[tuple[str, HortatorError]] = []
     for deployment in decision.candidates:
-        trace.begin(deployment, clock())
+        trace.begin(deployment, monotonic())
         try:
-            body = await _attempt(providers[deployment.provider], call, deployment, trace, deadline, clock)
+            body = await _attempt(providers[deployment.provider], call, deployment, trace, deadline)
         except BaseException as error:
-            trace.end(error, clock())
+            trace.end(error, monotonic())
             if not isinstance(error, HortatorError):
                 raise
             failures.append((deployment.id, error))
             if not may_go_elsewhere(error):
                 break
         else:
-            trace.end(None, clock())
+            trace.end(None, monotonic())
             return body
     raise final(failures)
 
 
-async def _attempt(
-    provider: Provider, call: Call, deployment: Deployment, trace: Trace, deadline: float, clock: Callable[[], float]
-) -> bytes:
+async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace: Trace, deadline: float) -> bytes:
     """Ask one deployment once."""
-    begun = clock()
+    begun = monotonic()
     try:
         reply = await provider.send(call, deployment, deadline)
         trace.status = reply.status
@@ -57,7 +55,7 @@ async def _attempt(
         trace.usage = estimated(call, None)
         raise
     finally:
-        ended = clock()
+        ended = monotonic()
         trace.waited += ended - begun
     if not 200 <= reply.status < 300:
         raise refused(provider, reply.status, reply.headers, refusal.read(body))

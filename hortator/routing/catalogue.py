@@ -38,15 +38,20 @@ class Catalogue:
     def __init__(
         self, settings: Settings, discovered: Mapping[ProviderId, tuple[str, ...]], local: str | None = None
     ) -> None:
-        """`discovered` holds what providers listed; it counts for those without `models`. `local` is the embedded model's name."""
+        """`discovered` holds what providers listed, which counts for those without `models`; one that is not in it is not there.
+
+        `local` is the embedded model's name, None when there is none.
+        """
         self._models: dict[str, tuple[Deployment, ...]] = {}
         self._entries: dict[str, Entry] = {}
         self._open: dict[str, ProviderId] = {}
         for provider in settings.providers:
             key = ProviderId(provider.id)
+            if key not in discovered:
+                continue
             if provider.models is None:
                 self._open[provider.id] = key
-            names = provider.models if provider.models is not None else discovered.get(key, ())
+            names = provider.models if provider.models is not None else discovered[key]
             for name in names:
                 self._add(f"{provider.id}/{name}", provider.id, (_deployment(key, name),))
         if local is not None:
