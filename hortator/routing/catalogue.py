@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import translate
 from functools import lru_cache
+from itertools import islice
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -19,6 +20,8 @@ from hortator.settings import LOCAL, Settings
 CREATED = 1_763_683_200
 """`created` of every entry, Unix seconds: providers' own dates are not known, and clients only want a number."""
 MAX_MODELS = 50_000
+_SEARCHED, _COMPARED, _COMPARED_LENGTH = 2_000, 40, 100
+"""Bounds of the search for a misspelt id: ids looked at, ids and characters compared. Comparing is slow."""
 _LOCAL_NOTE = "Embedded model for trying out, smoke tests and offline fallback; small, and not for serious work."
 
 
@@ -38,27 +41,31 @@ class Catalogue:
     def __init__(
         self, settings: Settings, discovered: Mapping[ProviderId, tuple[str, ...]], local: str | None = None
     ) -> None:
-        """`discovered` holds what providers listed, which counts for those without `models`; one that is not in it is not there.
+        """`discovered` holds what providers listed; it counts for those without `models`. `local` is the embedded model's name.
 
-        `local` is the embedded model's name, None when there is none.
+        A provider marked `detect` is here once it has listed something. A named model keeps the deployments that can be
+        had; one with none left is not here either.
         """
         self._models: dict[str, tuple[Deployment, ...]] = {}
         self._entries: dict[str, Entry] = {}
         self._open: dict[str, ProviderId] = {}
-        for provider in settings.providers:
-            key = ProviderId(provider.id)
-            if key not in discovered:
-                continue
-            if provider.models is None:
-                self._open[provider.id] = key
-            names = provider.models if provider.models is not None else discovered[key]
-            for name in names:
-                self._add(f"{provider.id}/{name}", provider.id, (_deployment(key, name),))
+        self._tails: dict[str, list[str]] = {}
+        providers = [p for p in settings.providers if not p.detect or discovered.get(ProviderId(p.id))]
+        here = {provider.id for provider in providers} | ({LOCAL} if local is not None else set())
+        for model in settings.models:
+            places = (place for place in model.deployments if place.provider in here)
+            chosen = tuple(_deployment(ProviderId(place.provider), place.model) for place in places)
+            if chosen:
+                self._add(model.id, "hortator", chosen, model.description)
         if local is not None:
             self._add(f"{LOCAL}/{local}", "hortator", (_deployment(ProviderId(LOCAL), local),), _LOCAL_NOTE)
-        for model in settings.models:
-            chosen = tuple(_deployment(ProviderId(place.provider), place.model) for place in model.deployments)
-            self._add(model.id, "hortator", chosen, model.description)
+        for provider in providers:
+            key = ProviderId(provider.id)
+            if provider.models is None:
+                self._open[provider.id] = key
+            names = provider.models if provider.models is not None else discovered.get(key, ())
+            for name in names:
+                self._add(f"{provider.id}/{name}", provider.id, (_deployment(key, name),))
 
     def resolve(self, model: str) -> tuple[Deployment, ...] | None:
         """Return the deployments of a model id, best first; None when there is no such model.
@@ -79,13 +86,30 @@ class Catalogue:
         return [entry for model, entry in self._entries.items() if may_use(allowed, model)]
 
     def similar(self, model: str, allowed: tuple[str, ...]) -> list[str]:
-        """Return up to three ids that `model` may have been meant to be."""
-        return get_close_matches(model[:200], [entry.id for entry in self.visible(allowed)[:2_000]], n=3)
+        """Return up to three ids that `model` may have been meant to be, of those a key with these globs may use.
+
+        Ids with the same last part come first (a forgotten provider); then a bounded number that begin alike is compared.
+        """
+        asked = model[:_COMPARED_LENGTH]
+        same = [known for known in self._tails.get(_tail(asked), ()) if may_use(allowed, known)]
+        if same:
+            return same[:3]
+        start = _tail(asked)[:2]
+        alike = (known for known in islice(self._entries, _SEARCHED) if _tail(known).startswith(start))
+        usable = (known for known in alike if may_use(allowed, known))
+        return get_close_matches(asked, islice(usable, _COMPARED), n=3)
 
     def _add(self, model: str, owner: str, deployments: tuple[Deployment, ...], note: str | None = None) -> None:
-        if len(self._models) < MAX_MODELS:
-            self._models[model] = deployments
-            self._entries[model] = Entry(id=model, owned_by=owner, description=UNSET if note is None else note)
+        """Add a model unless its id is taken: the operator's own names are added first."""
+        if model in self._models or len(self._models) >= MAX_MODELS:
+            return
+        self._models[model] = deployments
+        self._entries[model] = Entry(id=model, owned_by=owner, description=UNSET if note is None else note)
+        self._tails.setdefault(_tail(model), []).append(model)
+
+
+def _tail(model: str) -> str:
+    return model.rpartition("/")[2].lower()
 
 
 def _deployment(provider: ProviderId, name: str) -> Deployment:

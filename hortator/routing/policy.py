@@ -18,8 +18,12 @@ def decide(model: ModelId, allowed: tuple[str, ...], catalogue: Catalogue, statu
     candidates = catalogue.resolve(model)
     if candidates is None:
         similar = catalogue.similar(model, allowed)
-        hint = f" Did you mean {' or '.join(similar)}?" if similar else " GET /v1/models lists what there is."
-        raise NotFound(f"The model '{model[:200]}' does not exist.{hint}", code="model_not_found", param="model")
+        hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
+        raise NotFound(
+            f"The model '{model[:200]}' does not exist.{hint} GET /v1/models lists the models you may use.",
+            code="model_not_found",
+            param="model",
+        )
     if not may_use(allowed, model):
         raise Forbidden(f"This key may not use the model '{model[:200]}'.", code="model_not_allowed", param="model")
     return Decision(model=model, candidates=candidates, reason="named", status_wait_ms=status_wait_ms)

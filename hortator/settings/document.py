@@ -168,7 +168,7 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model: Name = "qwen2.5-coder-0.5b"
     """Name of a model in the built-in list (`hortator models pull NAME`)."""
     file: Path | None = None
-    """Own GGUF file; its name without `.gguf` becomes the model's. None = `model` from the list. Relative to this file."""
+    """Own GGUF file; its name without `.gguf`, in small letters, becomes the model's. None = `model` from the list. Relative to this file."""
     parallel: Annotated[int, Meta(ge=1, le=64)] = 2
     """Requests answered at once; each has its own context, which costs memory."""
     context: Annotated[int, Meta(ge=256, le=1_048_576)] = 4096
@@ -183,7 +183,7 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def name(self) -> str:
         """The model's name behind `local/`."""
-        return self.model if self.file is None else self.file.stem
+        return self.model if self.file is None else self.file.stem.lower()
 
 
 class Logging(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

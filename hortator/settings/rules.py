@@ -49,7 +49,6 @@ class Rules:
             self._single("upstream", "proxy_url", url_problem(proxy.reveal(), credentials=True))
         self._file("upstream", "ca_file", self._document.upstream.ca_file)
         self._file("ledger", "price_overrides", self._document.ledger.price_overrides)
-        self._file("local", "file", self._document.local.file)
         for provider in self._document.providers:
             self._provider(provider)
         self._unique(self._document.providers, "provider")
