@@ -12,7 +12,7 @@ TARGETS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("cpu_us_per_chunk", "CPU per stream chunk <= 25 us", lambda figure: figure <= 25),
     ("vs_litellm", "CPU per request at least 70 times below LiteLLM", lambda figure: figure >= 70),
     ("vs_portkey", "CPU per request at least 8 times below Portkey", lambda figure: figure >= 8),
-    ("vs_nginx", "CPU per request at most 6 times nginx", lambda figure: figure >= 1 / 6),
+    ("vs_nginx", "CPU per request at most 6 times nginx", lambda figure: figure <= 6),
     ("slow500_rps", "at least 8,000 requests/s at 500 connections, 50 ms upstream", lambda figure: figure >= 8000),
     ("rss_peak_mb", "resident memory <= 120 MB after all of this", lambda figure: figure <= 120),
     ("start_seconds", "start to first health reply < 1.5 s", lambda figure: figure < 1.5),
@@ -57,7 +57,7 @@ def _cells(row: Row, plan: Plan, direct_us: float | None) -> list[str]:
 
 
 def ratios(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Return {peer: {figure: peer / Hortator}} for the peers that were measured; above 1 means Hortator is cheaper."""
+    """Return {peer: {figure: ratio}} for the peers that were measured: peer / Hortator, but Hortator / nginx, which does less."""
     by_name = {row["gateway"]: row for row in rows}
     ours = by_name.get("hortator", {})
     found: dict[str, dict[str, float]] = {}
@@ -65,7 +65,8 @@ def ratios(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
         theirs = by_name.get(peer, {})
         for figure in ("cpu_us_per_request", "cpu_us_per_chunk"):
             if ours.get(figure) and theirs.get(figure):
-                found.setdefault(peer, {})[figure] = theirs[figure] / ours[figure]
+                ratio = theirs[figure] / ours[figure]
+                found.setdefault(peer, {})[figure] = 1 / ratio if peer == "nginx" else ratio
     return found
 
 
@@ -123,7 +124,7 @@ def render(rows: Sequence[Row], about: Row, plan: Plan) -> str:
             )
     for peer, found in ratios(rows).items():
         parts = [f"{value:.1f}x {figure.replace('cpu_us_per_', 'CPU per ')}" for figure, value in found.items()]
-        lines.append(f"- {peer} / Hortator: {', '.join(parts)}")
+        lines.append(f"- {'Hortator / nginx' if peer == 'nginx' else f'{peer} / Hortator'}: {', '.join(parts)}")
     judged = _judged(rows)
     if judged:
         lines += ["", "| target | measured | met |", "|---|---|---|"]
