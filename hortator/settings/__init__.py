@@ -20,7 +20,7 @@ from hortator.settings.document import (
     Timeouts,
     Upstream,
 )
-from hortator.settings.load import home_folder, load
+from hortator.settings.load import home_folder, known_variables, load
 from hortator.settings.presets import PRESETS, detected_providers
 from hortator.settings.rules import LOCAL
 from hortator.settings.secret import Secret
@@ -44,5 +44,6 @@ __all__ = [
     "Upstream",
     "detected_providers",
     "home_folder",
+    "known_variables",
     "load",
 ]

@@ -77,6 +77,11 @@ def home_folder(environ: Mapping[str, str]) -> Path:
     return platformdirs.user_data_path("hortator", appauthor=False)
 
 
+def known_variables() -> tuple[str, ...]:
+    """Return the HORTATOR_ variables that mean something, without the general form."""
+    return tuple(sorted({*SHORT, *_OTHER}))
+
+
 def _path_of(environ: Mapping[str, str], name: str) -> Path | None:
     value = environ.get(name)
     if not value:

@@ -49,7 +49,7 @@ def normalise_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ConfigError("store.url: not a database URL; expected postgresql://... or sqlite:///...") from error
     if parsed.drivername in _POSTGRES:
         query = dict(parsed.query)
