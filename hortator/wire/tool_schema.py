@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 _OURS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "logprobs", "top_logprobs")
 """Parameters that the constrained request replaces. Log probabilities would be those of our JSON, not of the answer."""
 _NO_TOOL = "No tool is needed: greetings, questions you can answer yourself, writing."
-_AFTER_RESULT = "If this answers my question, no tool is needed: tell me the answer."
+_AFTER_RESULT = "No tool is needed if this answers my question: tell me the answer."
 
 
 class Function(Struct):
