@@ -14,12 +14,12 @@ import pytest
 from hortator.ledger import Ledger, PriceBook
 from hortator.store import Database, migrate
 from hortator.store.queries import TenantScope
-from tests.databases import database_url, postgres_database_url
+from tests.databases import database_url
 from tests.eventually import eventually
 from tests.ledger.test_usage import EVER
 from tests.outcomes import TENANT
 
-__all__ = ["database_url", "postgres_database_url"]
+__all__ = ["database_url"]
 
 ROUNDS = 3
 ALLOWANCE = 0.2
@@ -69,6 +69,7 @@ async def replay(url: str, journal: Path) -> Counter[int]:
 
 
 @pytest.mark.parametrize("rate", [200, 4_000])
+@pytest.mark.limit(120)
 async def test_a_killed_process_loses_at_most_its_last_200_ms_and_doubles_nothing(
     database_url: str, tmp_path: Path, rate: int
 ) -> None:
@@ -83,16 +84,17 @@ async def test_a_killed_process_loses_at_most_its_last_200_ms_and_doubles_nothin
         assert max(missing.values(), default=0.0) <= ALLOWANCE, f"{len(missing)} of {len(ages)} missing"
 
 
-async def test_a_killed_process_that_had_no_database_loses_no_more(postgres_database_url: str, tmp_path: Path) -> None:
+@pytest.mark.limit(120)
+async def test_a_killed_process_that_had_no_database_loses_no_more(postgres_database: str, tmp_path: Path) -> None:
     """Its journal alone has the records; another process adopts them."""
     journal = tmp_path / "journal"
-    dead = Database(postgres_database_url)
+    dead = Database(postgres_database)
     await migrate(dead)
     async with dead.write() as connection:
         await connection.exec_driver_sql("LOCK TABLE usage_events IN ACCESS EXCLUSIVE MODE")
-        ages = await record_and_kill(postgres_database_url, journal, 1_000, acknowledged=3_000)
+        ages = await record_and_kill(postgres_database, journal, 1_000, acknowledged=3_000)
     await dead.close()
-    counted = await replay(postgres_database_url, journal)
+    counted = await replay(postgres_database, journal)
     assert set(counted.values()) == {1}
     missing = {number: age for number, age in ages.items() if number not in counted}
     assert max(missing.values(), default=0.0) <= ALLOWANCE, f"{len(missing)} of {len(ages)} missing"

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.databases import database, database_url, postgres_database_url
+from tests.databases import database, database_url
 
-__all__ = ["database", "database_url", "postgres_database_url"]
+__all__ = ["database", "database_url"]

@@ -169,16 +169,16 @@ async def test_a_journal_that_cannot_be_written_does_not_stop_the_ledger(databas
 
 
 @pytest.fixture
-async def line(postgres_database_url: str) -> AsyncIterator[Cable]:
-    url = normalise_url(postgres_database_url)
+async def line(postgres_database: str) -> AsyncIterator[Cable]:
+    url = normalise_url(postgres_database)
     async with cable(url.host or "", url.port or 5432) as laid:
         yield laid
 
 
 @pytest.fixture
-async def distant(postgres_database_url: str, line: Cable) -> AsyncIterator[Database]:
+async def distant(postgres_database: str, line: Cable) -> AsyncIterator[Database]:
     """A Postgres at the other end of a cable."""
-    url = normalise_url(postgres_database_url).set(host="127.0.0.1", port=line.port)
+    url = normalise_url(postgres_database).set(host="127.0.0.1", port=line.port)
     opened = Database(url.render_as_string(hide_password=False), deadline=2)
     await migrate(opened)
     yield opened

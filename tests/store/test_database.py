@@ -92,8 +92,8 @@ async def test_a_store_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> N
         await database.close()
 
 
-async def test_a_broken_connection_is_replaced(postgres_database_url: str) -> None:
-    url = normalise_url(postgres_database_url)
+async def test_a_broken_connection_is_replaced(postgres_database: str) -> None:
+    url = normalise_url(postgres_database)
     async with cable(url.host or "", url.port or 5432) as line:
         database = Database(
             url.set(host="127.0.0.1", port=line.port).render_as_string(hide_password=False), pool_size=1
