@@ -90,16 +90,18 @@ class Gateway:
             self._record(caller, call, trace, error)
             raise
         stream = Stream(self._providers, call, decision, trace, call.started + self._total, self._keep_alive)
-        answer = StreamedAnswer(stream, lambda error: self._record(caller, call, trace, error))
         try:
             await stream.open()
         except BaseException as error:
-            await answer.finish(error)
+            await stream.close(error)
+            self._record(caller, call, trace, error)
             raise
-        return answer
+        return StreamedAnswer(stream, lambda error: self._record(caller, call, trace, error, opened=True))
 
-    def _record(self, caller: Caller, call: Call, trace: Trace, error: BaseException | None) -> None:
-        """Leave one record of the call, however it ended."""
+    def _record(
+        self, caller: Caller, call: Call, trace: Trace, error: BaseException | None, *, opened: bool = False
+    ) -> None:
+        """Leave one record of the call, however it ended. `opened`: its status line had gone out before that."""
         now = monotonic()
         first = trace.first_byte_at
         self._ledger.record(
@@ -113,7 +115,7 @@ class Gateway:
                 response_model=trace.response_model,
                 attempts=tuple(trace.attempts),
                 usage=trace.usage,
-                status=_status(error),
+                status=_status(error, opened),
                 code=None if error is None else code_of(error),
                 stream=call.stream,
                 complete=trace.complete,
@@ -130,8 +132,9 @@ def overhead_ms(call: Call, trace: Trace, now: float) -> float:
     return max(0.0, now - call.started - trace.waited) * 1000
 
 
-def _status(error: BaseException | None) -> int:
-    if error is None:
+def _status(error: BaseException | None, opened: bool) -> int:
+    """Return the status the client saw; 499 when it hung up, whatever it saw."""
+    if error is None or (opened and isinstance(error, HortatorError)):
         return 200
     if isinstance(error, HortatorError):
         return error.status

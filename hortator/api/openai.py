@@ -189,7 +189,7 @@ def _told(call: Call, trace: Trace, now: float) -> problem.Headers:
     return [
         (b"x-request-id", call.id.encode()),
         (b"x-hortator-model", b"" if deployment is None else _header_value(deployment.id)),
-        (b"x-hortator-attempts", b"%d" % max(1, len(trace.attempts))),
+        (b"x-hortator-attempts", b"%d" % trace.tries),
         (b"x-hortator-overhead-ms", b"%.2f" % overhead_ms(call, trace, now)),
     ]
 
@@ -209,8 +209,7 @@ async def _respond(exchange: Exchange, status: int, headers: problem.Headers, bo
 
 async def _fail(exchange: Exchange, error: HortatorError, trace: Trace) -> None:
     headers = [problem.JSON, (b"x-request-id", exchange.id.encode()), *problem.headers(error)]
-    if trace.attempts:
-        headers.append((b"x-hortator-attempts", b"%d" % len(trace.attempts)))
     if trace.deployment is not None:
+        headers.append((b"x-hortator-attempts", b"%d" % trace.tries))
         headers.append((b"x-hortator-model", _header_value(trace.deployment.id)))
     await _respond(exchange, error.status, headers, problem.body(error))

@@ -23,6 +23,7 @@ class Trace:
         "headers",
         "response_model",
         "status",
+        "tries",
         "usage",
         "waited",
     )
@@ -30,6 +31,8 @@ class Trace:
     def __init__(self) -> None:
         self._begun = 0.0
         self.attempts: list[Attempt] = []
+        self.tries = 0
+        """Attempts begun, the running one included."""
         self.deployment: Deployment | None = None
         """The one being tried, or the one that answered."""
         self.status: int | None = None
@@ -48,6 +51,7 @@ class Trace:
     def begin(self, deployment: Deployment, now: float) -> None:
         """An attempt at `deployment` starts."""
         self._begun = now
+        self.tries += 1
         self.deployment = deployment
         self.status = None
 
