@@ -40,6 +40,9 @@ PRESETS: Final[Mapping[str, str | None]] = {
 }
 """Our provider presets and the list's names for them; None = runs on the operator's own machines, free."""
 
+ROUTERS: Final = frozenset({"cloudflare-gateway"})
+"""Presets that pass calls on to other providers, which the model's name names first: `openai/gpt-5.1`."""
+
 _LIST_KINDS = {
     "input_mtok": "input",
     "output_mtok": "output",
@@ -165,6 +168,9 @@ class PriceBook:
 
     def _from_list(self, provider: str, names: list[str], at: float) -> tuple[int | None, Price | None]:
         preset = self._providers.get(provider, provider)
+        if preset in ROUTERS:
+            preset = names[-1].partition("/")[0]
+            names = [name.removeprefix(f"{preset}/") for name in names]
         listed_id = PRESETS.get(preset, preset) if preset is not None else None
         if listed_id is None:
             return None, FREE

@@ -96,6 +96,17 @@ def test_a_provider_is_priced_by_its_preset() -> None:
     assert book.price("router", "openai/gpt-5.1") is not None
 
 
+def test_a_call_through_a_router_is_priced_by_the_provider_behind_it() -> None:
+    book = PriceBook(providers={"edge": "cloudflare-gateway"})
+    direct = PriceBook().price("openai", "gpt-5.1")
+    assert direct is not None
+    assert book.price("edge", "openai/gpt-5.1") == direct
+    assert book.price("edge", "openai/gpt-5.1", "gpt-5.1") == direct
+    hosted = book.price("edge", "workers-ai/@cf/meta/llama-3.1-8b-instruct")
+    assert hosted == PriceBook().price("workers-ai", "@cf/meta/llama-3.1-8b-instruct")
+    assert book.price("edge", "nobody/x") is None
+
+
 def test_what_was_served_is_priced_before_what_was_asked() -> None:
     book = PriceBook()
     assert book.price("openai", "my-alias", "gpt-5.1") == book.price("openai", "gpt-5.1")
