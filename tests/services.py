@@ -70,7 +70,7 @@ def postgres() -> Iterator[str]:
             return [programs / "postgres", "-D", data, "-k", folder, "-h", "127.0.0.1", "-p", str(port), *options]
 
         def ready(port: int) -> bool:
-            check = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "hortator"]
+            check = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "hortator"]
             return subprocess.run(check, check=False).returncode == 0
 
         with _server(command, ready, folder, user) as port:

@@ -1,0 +1,67 @@
+# The whole interface: `make serve` runs the gateway, `make test` and `make check` are what CI runs.
+# Everything is installed into .venv from the lock files; a file there remembers which lock it has, so a second run installs nothing.
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check lint types contracts shape secrets openapi format lock local bench clean
+BIN := .venv/bin
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+serve: .venv/has-run .venv/has-local ## run the gateway (ARGS="..." for options of `hortator serve`)
+	@exec $(BIN)/hortator serve $(ARGS)
+
+test: .venv/has-dev .venv/has-local ## run all tests, with real Postgres and Redis (ARGS="tests/wire -k sse")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types contracts shape secrets openapi ## run all checks that need no server (`make -k check` shows all failures)
+
+lint: .venv/has-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/has-dev
+	$(BIN)/mypy
+
+contracts: .venv/has-dev
+	$(BIN)/lint-imports --no-logo
+
+shape: .venv/has-dev
+	$(BIN)/python scripts/shape.py hortator tests scripts bench
+
+secrets: .venv/has-dev
+	$(BIN)/python scripts/secret_scan.py
+
+openapi: .venv/has-dev
+	$(BIN)/python scripts/openapi.py --check
+
+format: .venv/has-dev ## format the code, mend what can be mended, rewrite docs/openapi.json
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+	$(BIN)/python scripts/openapi.py
+
+lock: .venv/has-dev ## take the newest allowed versions into the lock files (ARGS="-P name" for one package)
+	scripts/lock $(ARGS)
+
+local: ## try again to install the embedded model's engine
+	@rm -f .venv/has-local
+	@$(MAKE) --no-print-directory .venv/has-local
+
+bench: .venv/has-dev ## measure against other gateways (ARGS="--help" for options)
+	$(BIN)/python bench/run.py $(ARGS)
+
+clean: ## remove the environment and everything that was built; data in HORTATOR_HOME stays
+	rm -rf .venv build dist bench/out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/has-run: requirements.lock pyproject.toml scripts/setup
+	@scripts/setup run
+	@touch $@
+
+.venv/has-dev: requirements-dev.lock pyproject.toml scripts/setup
+	@scripts/setup dev
+	@touch $@ .venv/has-run
+
+.venv/has-local: requirements-local.lock scripts/setup | .venv/has-run
+	@scripts/setup local
+	@touch $@
