@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from hortator.api import shell
 from hortator.api.openai import OpenAIDoor
-from hortator.api.reading import Receive, Scope, Send
+from hortator.api.reading import Receive, Scope, Send, naming
 from hortator.call import ProviderId
 from hortator.dispatch.health import Health
 from hortator.errors import Unavailable
@@ -40,8 +40,12 @@ class App:
         """`local` is the embedded model, None when it is switched off or cannot be had."""
         self.settings = settings
         self.database = database(settings)
-        self._identity = Identity(self.database, stale_seconds=settings.identity.stale_seconds)
-        prices = PriceBook(settings.ledger.price_overrides)
+        self._identity = Identity(
+            self.database,
+            refresh_seconds=settings.identity.refresh_seconds,
+            stale_seconds=settings.identity.stale_seconds,
+        )
+        prices = PriceBook(settings.ledger.price_overrides, {p.id: p.preset or p.id for p in settings.providers})
         self._ledger = Ledger(
             self.database,
             prices,
@@ -99,7 +103,7 @@ class App:
             if path.startswith("/v1/"):
                 await self._door(scope, receive, send, path)
                 return
-        await self._shell(scope, receive, send)
+        await self._shell(scope, receive, naming(scope, send))
 
     async def readiness(self) -> dict[str, Any]:
         """Return the document of `/ready`."""

@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from hortator.api import problem
+from hortator.api.reading import request_id
 from hortator.errors import HeadersTooLarge, HortatorError, InvalidRequest, Unavailable
 
 ANSWER = "hortator.answer"
@@ -46,6 +47,7 @@ class Listener(HttpToolsProtocol):
     _in_body = False
     _discarded = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _refusal: HortatorError | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock for the first head."""
@@ -62,14 +64,16 @@ class Listener(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; bound what a head may take, and what is thrown away of a body whose reply has been sent."""
-        super().data_received(data)
-        if self._in_head:
+        if not self._in_body:
             self._head_bytes += len(data)
+        super().data_received(data)
+        cycle: RequestResponseCycle | None = self.cycle
+        if self._in_head:
             if self._head_bytes > self.max_head_bytes:
                 self._refuse(HeadersTooLarge(f"The request's headers are over {self.max_head_bytes} bytes."))
             elif self._head_timer is None and not self.transport.is_closing():
                 self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
-        elif self._in_body and self.cycle.response_complete:
+        elif self._in_body and cycle is not None and cycle.response_complete:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self.transport.close()
@@ -80,13 +84,14 @@ class Listener(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The head is complete: the app takes over unless it has too many headers."""
+        """The head is complete: the app takes over unless it is too large or without Host."""
         self._in_head = False
         self._in_body = True
-        self._head_bytes = self._discarded = 0
         self._stop_clock()
-        if len(self.headers) > self.max_headers:
-            raise ValueError("too many headers")
+        self._refusal = self._fault()
+        if self._refusal is not None:
+            raise ValueError("refused")
+        self._head_bytes = self._discarded = 0
         super().on_headers_complete()
         extensions: dict[str, Any] = {ANSWER: partial(_answer, self.cycle)}
         self.scope["extensions"] = extensions
@@ -98,11 +103,23 @@ class Listener(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP. Called by uvicorn for every parser error, also in a body that is being read."""
-        headers: problem.Headers | None = self.headers
-        if headers is not None and len(headers) > self.max_headers:
-            self._refuse(HeadersTooLarge(f"The request has more than {self.max_headers} headers."))
-        else:
-            self._refuse(InvalidRequest("The request is not valid HTTP/1.1.", code="malformed_http"))
+        self._refuse(self._refusal or InvalidRequest("The request is not valid HTTP/1.1.", code="malformed_http"))
+
+    def _fault(self) -> HortatorError | None:
+        """Return what is wrong with a complete head, None when it may pass."""
+        headers = self.headers
+        if len(headers) > self.max_headers:
+            return HeadersTooLarge(f"The request has more than {self.max_headers} headers.")
+        if self._head_bytes > self.max_head_bytes:  # the bytes that came; part of them may be the body's
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in headers)
+            if size > self.max_head_bytes:
+                return HeadersTooLarge(f"The request's headers are over {self.max_head_bytes} bytes.")
+        for name, _ in headers:
+            if name == b"host":
+                return None
+        if self.parser.get_http_version() == "1.0":
+            return None
+        return InvalidRequest("The request has no Host header.", code="malformed_http")
 
     def _refuse(self, error: HortatorError) -> None:
         """Send one error and close; only close where a reply has begun or has been sent to the request at fault."""
@@ -115,7 +132,8 @@ class Listener(HttpToolsProtocol):
         if not replied and not self.pipeline:
             content = problem.body(error)
             lines = [STATUS_LINE[error.status]]
-            for name, value in [problem.JSON, *problem.headers(error)]:
+            id = request_id(dict(self.headers or ()))
+            for name, value in [problem.JSON, (b"x-request-id", id.encode()), *problem.headers(error)]:
                 lines += (name, b": ", value, b"\r\n")
             lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(content))
             self.transport.write(b"".join(lines) + content)

@@ -35,6 +35,18 @@ def request_id(headers: dict[bytes, bytes]) -> RequestId:
     return RequestId(f"req_{uuid_utils.uuid7().hex}")
 
 
+def naming(scope: Scope, send: Send) -> Send:
+    """Return a `send` that puts the request's id on the reply, for apps that do not know it."""
+    id = request_id(dict(scope["headers"])).encode()
+
+    async def named(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", id)]
+        await send(message)
+
+    return named
+
+
 def bearer(headers: dict[bytes, bytes]) -> bytes:
     """Return the caller's token. Raises Unauthenticated when there is none."""
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -47,7 +59,7 @@ def bearer(headers: dict[bytes, bytes]) -> bytes:
 def expect_json(headers: dict[bytes, bytes]) -> None:
     """Raise UnsupportedMediaType unless the body is announced as JSON, uncompressed, in UTF-8."""
     media = headers.get(b"content-type", b"")
-    if not media.startswith(b"application/json"):
+    if media != b"application/json" and not media.startswith(b"application/json;"):
         name = media.partition(b";")[0].strip().lower()
         if name != b"application/json" and not (name.startswith(b"application/") and name.endswith(b"+json")):
             raise UnsupportedMediaType("The body must be sent as `Content-Type: application/json`.")
