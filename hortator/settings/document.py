@@ -66,7 +66,7 @@ class Ledger(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     journal_max_bytes: Bytes = 268_435_456
     """Most bytes of records kept in the journal file while the store is down (256 MiB, about half a million calls)."""
     flush_ms: Milliseconds = 100
-    """Milliseconds between writes. What a kill -9 can lose; more batches better."""
+    """Milliseconds between writes, and so what a kill -9 can lose. Longer makes larger, cheaper batches."""
     price_overrides: Path | None = None
     """YAML file with own prices, taken before the built-in list. None = built-in prices only. Relative to this file."""
 
@@ -137,7 +137,7 @@ class Provider(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     timeouts: Timeouts = field(default_factory=Timeouts)
     """As `timeouts` above, for this provider; what is left out keeps the general value."""
     detect: bool = False
-    """True = served only if it answers when the server starts, and no error when it does not."""
+    """True = served once it has answered, and no fault when it never does."""
 
 
 class DeploymentChoice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
