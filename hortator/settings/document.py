@@ -55,7 +55,7 @@ class Identity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The cache of keys in front of the store."""
 
     refresh_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 2.0
-    """Seconds between looks for changed keys. A revoked key works that much longer at most, on every replica."""
+    """Age in seconds at which a cached key is looked up again. A revoked key works 3 s longer than that at most, on every replica."""
     stale_seconds: Seconds = 86_400.0
     """Seconds that known keys keep working while the store is down. A day, so that a night's outage stops nobody."""
 
