@@ -164,15 +164,16 @@ class Stream:
         if data is None:
             rest = self._splitter.end()
             out = b"" if rest is None else chat.feed([rest])
-            if not chat.finished and chat.failure is None:
-                chat.failure = TruncatedStream("The provider's stream ended before its answer was complete.")
         else:
             out = chat.feed(self._splitter.feed(data))
+        over = data is None or chat.done
+        if over and chat.failure is None and not chat.finished:
+            chat.failure = TruncatedStream("The provider's stream ended before its answer was complete.")
         if chat.failure is not None:
             if out:
                 return out
             raise self._failure()
-        if chat.done or data is None:
+        if over:
             out += chat.end()
             self.ended = True
         return out
@@ -221,11 +222,11 @@ class Stream:
                 raise refused(provider, reply.status, reply.headers, refusal.read(await reply.read()))
             held = b""
             while not (self._chat.committed or self.ended):
+                if len(held) > MAX_HELD_BYTES:
+                    raise InvalidReply("The provider's stream holds no content.")
                 held += self._take(await reply.next())
                 if self._chat.failure is not None and not self._chat.committed:
                     raise self._failure()
-                if len(held) > MAX_HELD_BYTES:
-                    raise InvalidReply("The provider's stream holds no content.")
         except asyncio.CancelledError:
             trace.usage = estimated(self._call, None)
             raise

@@ -11,7 +11,7 @@ import re
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from hortator.errors import InvalidReply, InvalidRequest
 
@@ -110,7 +110,7 @@ class WireUsage(Struct):
 class WholeReply(Struct):
     """What the gateway reads of a completion that came in one piece."""
 
-    choices: list[Object]
+    choices: list[Object] | UnsetType = UNSET
     model: str | None = None
     usage: WireUsage | None = None
     error: Any = None
@@ -172,7 +172,11 @@ def _invalid(text: str) -> InvalidRequest:
 def read_whole(body: bytes) -> WholeReply:
     """Check that a whole reply is a chat completion. Raises InvalidReply."""
     try:
+        if not body.isascii():
+            body.decode()  # the decoder does not look into the values that pass through
         reply = _whole_reply.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidReply("The provider's reply is not a chat completion.") from None
+    if reply.choices is UNSET and not reply.error:
+        raise InvalidReply("The provider's reply is not a chat completion.")
     return reply

@@ -77,7 +77,14 @@ class ErrorEvent(Exception):
         self.error = error
 
 
+class _WithUsage(Struct):
+    """A chunk's usage as the upstream wrote it, fields that the gateway does not know included."""
+
+    usage: Raw
+
+
 _chunk = msgspec.json.Decoder(Chunk)
+_usage_of = msgspec.json.Decoder(_WithUsage)
 _encode = msgspec.json.encode
 
 
@@ -103,6 +110,7 @@ class ChatStream:
         "_opened",
         "_opening",
         "_tool_index",
+        "_usage_payload",
         "_usage_sent",
         "_wants_usage",
         "committed",
@@ -116,6 +124,7 @@ class ChatStream:
     def __init__(self, wants_usage: bool) -> None:
         self._wants_usage = wants_usage
         self._usage_sent = False
+        self._usage_payload = b""
         self._id: str | int | None = None
         self._created: int | float = 0
         self._opened: set[int] = set()
@@ -170,7 +179,7 @@ class ChatStream:
             "created": self._created,
             "model": self.model or "",
             "choices": [],
-            "usage": self.usage,
+            "usage": _usage_of.decode(self._usage_payload).usage,
         }
 
     def _event(self, payload: bytes) -> bytes | None:
@@ -188,6 +197,7 @@ class ChatStream:
         usage = chunk.usage
         if usage:
             self.usage = usage
+            self._usage_payload = payload
         choices = chunk.choices
         if not choices:
             return self._bare(payload, chunk)
