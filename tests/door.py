@@ -78,7 +78,11 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.connect(("127.0.0.1", port))
+        try:
+            self.socket.connect(("127.0.0.1", port))
+        except BaseException:
+            self.socket.close()
+            raise
         self.file = self.socket.makefile("rb")
 
     def __enter__(self) -> Connection:
@@ -165,6 +169,7 @@ def events(blocks: Iterator[str]) -> Iterator[Any]:
             continue
         name, _, data = block.partition(": ")
         assert name == "data", f"neither data nor comment: {block!r}"
+        assert "\n" not in block, f"an event of more than one line: {block!r}"
         yield data if data == "[DONE]" else json.loads(data)
 
 

@@ -48,6 +48,7 @@ def test_what_is_not_http_gets_one_400(door: Door, raw: bytes) -> None:
     reply = refused(door, raw)
     assert (reply.status, reply.error["type"]) == (400, "invalid_request_error")
     assert reply.error["code"] == "malformed_http"
+    assert reply.header("x-request-id")
 
 
 def test_a_request_without_host_gets_400(door: Door) -> None:

@@ -54,6 +54,9 @@ FAULTS: list[tuple[str, int, str, dict[str, str]]] = [
 CALLERS_FAULT = {"status_400", "html_400", "status_413", "status_422"}
 """What another deployment would refuse as well: the request itself is at fault."""
 
+STALE = {"reset_before_reply", "close_before_reply"}
+"""What looks like a stale pooled connection: it is tried once more on a fresh one, within the same attempt."""
+
 
 def ask(door: Door, model: str, mark: str, **parameters: Any) -> tuple[Reply, str]:
     """Ask for a completion; return the reply and its request id."""
@@ -83,7 +86,7 @@ def test_a_fault_becomes_an_error_that_tells_the_truth_and_is_recorded(
     assert (row["status"], row["error_code"], row["attempts"]) == (status, code, 1)
     assert (row["complete"], row["stream"], row["model_asked"], row["provider"]) == (0, 0, MODEL, "one")
     assert row["cost"] in (None, 0), "nothing was answered, nothing is charged"
-    assert len(upstream.seen(mark)) == 1
+    assert len(upstream.seen(mark)) in ((1, 2) if scenario in STALE else (1,))
 
 
 @pytest.mark.parametrize("scenario", [fault[0] for fault in FAULTS])

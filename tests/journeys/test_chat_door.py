@@ -171,7 +171,7 @@ def test_the_upstream_is_asked_for_its_own_model_name_with_its_own_key(door: Doo
         assert seen.target == f"/{provider}/v1/chat/completions"
         assert (seen.header("authorization") or "").startswith(f"Bearer sk-canary-{provider}-")
         assert seen.header("content-type") == "application/json"
-        assert "accept-encoding" not in dict(seen.headers), "a compressed answer would have to be unpacked"
+        assert seen.header("accept-encoding") in (None, "identity"), "a compressed answer would have to be unpacked"
 
 
 def test_a_second_model_key_in_a_body_does_not_slip_past_the_gateway(door: Door, upstream: Upstream) -> None:
