@@ -10,6 +10,7 @@ Nothing here ever blocks or fails a request: what cannot be kept is counted as d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -36,6 +37,8 @@ T = TypeVar("T")
 
 BATCH = 256
 """Records a batch: one journal write and one transaction."""
+_CLOSE_SECONDS = 5.0
+"""How long closing may wait for a disk that hangs."""
 _HANDED = 16
 """Batches that may wait in memory for the database; beyond them the journal alone holds the records."""
 
@@ -76,7 +79,7 @@ class Ledger:
         prices: PriceBook,
         folder: Path,
         *,
-        queue_limit: int = 65_536,
+        queue_limit: int = 20_000,
         journal_limit: int = 1024**3,
         flush_seconds: float = 0.1,
         retry_seconds: float = 5.0,
@@ -160,10 +163,18 @@ class Ledger:
             for task in (waiting, *self._tasks):
                 task.cancel()
             await asyncio.gather(waiting, *self._tasks, return_exceptions=True)
-        if self._queue:
-            self._drop(len(self._queue))
-        await self._in_worker(self._journal.close)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._in_worker(self._close)
         self._worker.shutdown(wait=False)
+
+    def _close(self) -> None:
+        """In the worker: what is still queued goes to the journal, for the next start."""
+        while self._queue:
+            batch = self._seal([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
+            if batch.segment is None:
+                self._drop(len(batch.rows))
+        self._journal.close()
 
     async def _wait_settled(self) -> None:
         """Return when nothing is queued or on its way, or when the rest is safe in the journal and the database is down."""
@@ -330,8 +341,6 @@ class Ledger:
 
 async def _first(event: asyncio.Event, seconds: float) -> None:
     """Wait for `event`, at most that long."""
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-    except TimeoutError:
-        pass

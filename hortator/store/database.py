@@ -33,6 +33,8 @@ RETRY_AFTER = 2.0
 """Seconds after which a caller who met a dead store may try again."""
 
 _POSTGRES = frozenset({"postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"})
+_POSTGRES_OPTIONS = frozenset({"ssl", "prepared_statement_cache_size"})
+"""`prepared_statement_cache_size=0` is for a pooler that hands out server connections by transaction (PgBouncer)."""
 _SQLITE = frozenset({"sqlite", "sqlite+aiosqlite"})
 
 
@@ -52,9 +54,12 @@ def normalise_url(url: str) -> URL:
     except (ArgumentError, ValueError) as error:
         raise ConfigError("store.url: not a database URL; expected postgresql://... or sqlite:///...") from error
     if parsed.drivername in _POSTGRES:
-        query = dict(parsed.query)
-        if "sslmode" in query:
-            query["ssl"] = query.pop("sslmode")
+        query = {"ssl" if name == "sslmode" else name: value for name, value in parsed.query.items()}
+        unknown = sorted(query.keys() - _POSTGRES_OPTIONS)
+        if unknown:
+            raise ConfigError(
+                f"store.url: unknown option {unknown[0]}; known are sslmode and prepared_statement_cache_size"
+            )
         return parsed.set(drivername="postgresql+asyncpg", query=query)
     if parsed.drivername in _SQLITE:
         if parsed.database in (None, "", ":memory:"):
@@ -135,7 +140,9 @@ class Database:
                 str(self.url.database), timeout=self.deadline, isolation_level=None, check_same_thread=False
             )
             connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA wal_autocheckpoint=8000")  # 32 MB: a sixth less work a row than at the default 4 MB
+            connection.execute(
+                "PRAGMA wal_autocheckpoint=8000"
+            )  # 32 MB: a sixth less work a row than at the default 4 MB
             self._bulk_connection = connection
         connection = self._bulk_connection
         connection.execute("BEGIN IMMEDIATE")
@@ -146,6 +153,12 @@ class Database:
             connection.rollback()
             raise
         return result
+
+    def _close_bulk(self) -> None:
+        """In the thread, after whatever it was doing."""
+        if self._bulk_connection is not None:
+            self._bulk_connection.close()
+            self._bulk_connection = None
 
     @contextlib.asynccontextmanager
     async def _connection(self, deadline: float | None) -> AsyncIterator[AsyncConnection]:
@@ -186,10 +199,8 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+        await asyncio.get_running_loop().run_in_executor(self._bulk_thread, self._close_bulk)
         self._bulk_thread.shutdown()
-        if self._bulk_connection is not None:
-            self._bulk_connection.close()
-            self._bulk_connection = None
 
 
 def _is_refusal(error: BaseException) -> bool:

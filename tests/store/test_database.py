@@ -21,7 +21,9 @@ def test_every_spelling_of_a_postgres_url_is_taken(scheme: str) -> None:
     assert url.render_as_string(hide_password=False) == "postgresql+asyncpg://me:secret@db:5432/hortator?ssl=require"
 
 
-@pytest.mark.parametrize("url", ["mysql://db/x", "not a url", "sqlite://", "sqlite:///:memory:", ""])
+@pytest.mark.parametrize(
+    "url", ["mysql://db/x", "not a url", "sqlite://", "sqlite:///:memory:", "", "postgres://db/x?shark=1"]
+)
 def test_what_is_not_supported_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(ConfigError):
         normalise_url(url)
