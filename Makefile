@@ -40,7 +40,7 @@ format: .venv/has-dev ## format the code, mend what can be mended, rewrite docs/
 	$(BIN)/ruff format .
 	$(BIN)/python scripts/openapi.py
 
-lock: .venv/has-dev ## take the newest allowed versions into the lock files (ARGS="-P name" for one package)
+lock: .venv/has-dev ## write the lock files from pyproject.toml (ARGS=--upgrade takes the newest versions)
 	scripts/lock $(ARGS)
 
 local: ## try again to install the embedded model's engine
