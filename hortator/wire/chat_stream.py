@@ -154,6 +154,8 @@ class ChatStream:
             if payload == b"[DONE]":
                 self.done = True
                 break
+            if b"\n" in payload:  # JSON over several `data:` lines; what we relay is one line
+                payload = payload.replace(b"\n", b" ")
             try:
                 piece = self._event(payload)
             except (InvalidReply, ErrorEvent) as failure:

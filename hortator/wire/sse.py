@@ -52,13 +52,10 @@ def _unix_line_ends(data: bytes) -> bytes:
 
 
 def _payload(event: bytes) -> bytes | None:
-    """Return the joined `data:` lines of one event, None when it has none (a comment, a bare name).
-
-    They are joined by spaces, not line ends: JSON has no line ends inside a token, and payloads stay one line when relayed.
-    """
+    """Return the joined `data:` lines of one event, None when it has none (a comment, a bare name)."""
     lines = []
     for line in event.split(b"\n"):
         name, _, value = line.partition(b":")
         if name == b"data":
             lines.append(value.removeprefix(b" "))
-    return b" ".join(lines) if lines else None
+    return b"\n".join(lines) if lines else None
