@@ -7,6 +7,7 @@ to its column and made valid, so that no request can produce a record that the d
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import msgspec
 import uuid_utils
@@ -22,20 +23,33 @@ MAX_TOKENS = 2**31
 """A count beyond this is an upstream's mistake and recorded as unknown."""
 
 
+class Served(NamedTuple):
+    """Three columns of a record."""
+
+    model: str | None
+    provider: str | None
+    deployment: str | None
+
+
+NOBODY = Served(None, None, None)
+MAX_SERVED = 4096
+
+
 class Recorder:
-    """Makes records. Not thread safe; it remembers the last second's text."""
+    """Makes records. Not thread safe; it remembers the last second's text and the names it has cleaned."""
 
     def __init__(self, prices: PriceBook) -> None:
         self._prices = prices
         self._second = -1
         self._second_text = ""
+        self._served: dict[tuple[str, str | None], Served] = {}
 
     def row(self, outcome: Outcome) -> UsageRow:
         """Price `outcome` and make its record, with a new event id."""
-        usage = outcome.usage
-        deployment = outcome.deployment
-        state, cost, price = self._cost(outcome)
-        tokens, output = _count(usage.input), _count(usage.output)
+        usage = _plausible(outcome.usage)
+        tokens, output = usage.input, usage.output
+        served = self._serving(outcome)
+        state, cost, price = self._cost(outcome, usage)
         latency_ms, overhead_ms, first_byte_ms = outcome.latency_ms, outcome.overhead_ms, outcome.first_byte_ms
         return UsageRow(
             event_id=uuid_utils.uuid7().hex,
@@ -55,34 +69,49 @@ class Recorder:
             stream=outcome.stream,
             complete=outcome.complete,
             token_count=None if tokens is None or output is None else tokens + output,
-            compute_seconds=int((latency_ms - overhead_ms) * 1000 + 0.5) / 1_000_000
-            if latency_ms > overhead_ms
-            else 0.0,
+            compute_seconds=int(max(0.0, latency_ms - overhead_ms) * 1000 + 0.5) / 1_000_000,
             metadata=_metadata(outcome),
-            model_served=None if deployment is None else _text(outcome.response_model or deployment.model, 255),
-            provider=None if deployment is None else _text(deployment.provider, 100),
-            deployment=None if deployment is None else _text(deployment.id, 255),
+            model_served=served.model,
+            provider=served.provider,
+            deployment=served.deployment,
             input_tokens=tokens,
             output_tokens=output,
-            cached_tokens=_count(usage.cached),
-            reasoning_tokens=_count(usage.reasoning),
-            cache_write_tokens=_count(usage.cache_write),
+            cached_tokens=usage.cached,
+            reasoning_tokens=usage.reasoning,
+            cache_write_tokens=usage.cache_write,
             price=None if price is None else price.record,
             cost=cost,
             first_byte_ms=None if first_byte_ms is None else int(first_byte_ms * 1000 + 0.5) / 1000,
             error_code=None if outcome.code is None else _text(outcome.code, 100),
         )
 
-    def _cost(self, outcome: Outcome) -> tuple[str, int | None, Price | None]:
+    def _cost(self, outcome: Outcome, usage: Usage) -> tuple[str, int | None, Price | None]:
         """Price state, cost in 1e-10 dollars, and the price used. A call that no upstream saw is free."""
         deployment = outcome.deployment
         if deployment is None or not outcome.attempts:
             return "free", 0, FREE
         price = self._prices.price(deployment.provider, deployment.model, outcome.response_model, outcome.received_at)
-        cost = None if price is None else price.cost(_plausible(outcome.usage))
+        cost = None if price is None else price.cost(usage)
         if price is None or cost is None:
             return "unpriced", None, price
         return price.state, round(cost * _UNITS), price
+
+    def _serving(self, outcome: Outcome) -> Served:
+        """Who answered, as text for the columns. The same few come again and again: at most 4,096 are remembered."""
+        deployment = outcome.deployment
+        if deployment is None:
+            return NOBODY
+        key = (deployment.id, outcome.response_model)
+        served = self._served.get(key)
+        if served is None:
+            if len(self._served) >= MAX_SERVED:
+                self._served.clear()
+            served = self._served[key] = Served(
+                _text(outcome.response_model or deployment.model, 255),
+                _text(deployment.provider, 100),
+                _text(deployment.id, 255),
+            )
+        return served
 
     def _timestamp(self, at: float) -> str:
         """UTC text with microseconds, as both databases read it."""
