@@ -11,7 +11,8 @@ help: ## show this list
 serve: .venv/has-run .venv/has-local ## run the gateway (ARGS="..." for options of `hortator serve`)
 	@exec $(BIN)/hortator serve $(ARGS)
 
-test: .venv/has-dev .venv/has-local ## run all tests, with real Postgres and Redis (ARGS="tests/wire -k sse")
+test: .venv/has-dev .venv/has-local ## run all tests, with real Postgres, Redis and model (ARGS="tests/wire -k sse")
+	@$(BIN)/hortator models pull qwen2.5-coder-0.5b || echo "make: no embedded model; its tests are skipped"
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint types contracts shape secrets openapi ## run all checks that need no server (`make -k check` shows all failures)
