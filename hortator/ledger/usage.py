@@ -195,9 +195,19 @@ class Ledger:
             self._some.clear()
             self._full.clear()
             while self._queue:
-                count = min(BATCH, len(self._queue))
                 self._unsettled += 1
-                await self._hand_over(await self._in_worker(self._seal, [self._queue.popleft() for _ in range(count)]))
+                await self._move([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
+
+    async def _move(self, outcomes: list[Outcome]) -> None:
+        """Take one batch from the queue to the journal and on."""
+        try:
+            batch = await self._in_worker(self._seal, outcomes)
+        except Exception as error:  # noqa: BLE001 - the outermost edge of a background task
+            log.error("usage records cannot be journalled: %s", type(error).__name__)
+            self._drop(len(outcomes))
+            self._settle()
+        else:
+            await self._hand_over(batch)
 
     def _seal(self, outcomes: list[Outcome]) -> Batch:
         """In the worker: price, encode, append to the journal."""

@@ -63,9 +63,14 @@ class UsageTotal:
 
 def _api_key(row: Row[Any]) -> ApiKey:
     values = dict(row._mapping)
-    values["permissions"] = tuple(values["permissions"])
-    values["allowed_models"] = tuple(values["allowed_models"])
+    values["permissions"] = _names(values["permissions"])
+    values["allowed_models"] = _names(values["allowed_models"])
     return ApiKey(**values)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    """A JSON list of names. Anything else, put there by hand, gives no right at all."""
+    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
 
 
 class TenantScope:

@@ -203,8 +203,8 @@ class Identity:
             if len(self._waiting) >= _MAX_WAITING:
                 return None
             future = self._waiting[digest] = asyncio.get_running_loop().create_future()
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._ask_all(), name="identity-ask")
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_all(), name="identity-ask")
         return future
 
     async def _ask_all(self) -> None:

@@ -93,6 +93,19 @@ async def test_any_string_may_be_a_key(database: Database, ours: Identity) -> No
         assert (await ours.authenticate(token)).key_name == token
 
 
+async def test_rights_that_are_no_list_of_names_are_no_rights_and_harm_nobody_else(
+    database: Database, ours: Identity
+) -> None:
+    broken = (await create_key(database, name="broken", permissions=["admin"])).token.reveal()
+    whole = (await create_key(database, name="whole")).token.reveal()
+    changed = """UPDATE api_keys SET permissions = 'null', allowed_models = '[{"a": 1}, 2]' WHERE name = 'broken'"""
+    async with database.write() as connection:
+        await connection.exec_driver_sql(changed)
+    callers = await asyncio.gather(ours.authenticate(broken), ours.authenticate(whole))
+    assert [caller.allowed_models for caller in callers] == [(), ("*",)]
+    assert callers[0].permissions == frozenset()
+
+
 @pytest.mark.parametrize("token", ["", b"", "nobody's", b"\xff\xfe\x00", "\ud800", "x" * 100_000])
 async def test_an_unknown_key_is_refused(ours: Identity, token: str | bytes) -> None:
     with pytest.raises(Unauthenticated) as caught:
