@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -94,16 +95,15 @@ class App:
         await self._ledger.drain()
         await self.database.close()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send a request to its door."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Send a request to its door. Returns what the door returns: one coroutine less on the hot path."""
         if scope["type"] == "http":
             path: str = scope["path"]
             if self._root_path and path.startswith(self._root_path + "/"):
                 path = scope["path"] = path[len(self._root_path) :]
             if path.startswith("/v1/"):
-                await self._door(scope, receive, send, path)
-                return
-        await self._shell(scope, receive, naming(scope, send))
+                return self._door(scope, receive, send, path)
+        return self._shell(scope, receive, naming(scope, send))
 
     async def readiness(self) -> dict[str, Any]:
         """Return the document of `/ready`."""

@@ -6,12 +6,11 @@ neither sockets nor the database: rooms do, each behind its own door.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from time import monotonic
 
 from hortator.call import Call, Caller, Outcome, ProviderId
-from hortator.dispatch import Stream, Trace, carry_whole, code_of
+from hortator.dispatch import Stream, Trace, carry_whole
 from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger
 from hortator.providers.base import Provider
@@ -63,6 +62,10 @@ class Gateway:
         self._keep_alive = settings.stream.keep_alive_ms / 1000
         self._status_wait_ms = settings.stream.status_wait_ms
 
+    def known(self, token: bytes) -> Caller | None:
+        """Say who calls, if that is certain without waiting; else `admit` decides."""
+        return self._identity.known(token)
+
     async def admit(self, token: bytes) -> Caller:
         """Say who calls. Raises Unauthenticated, or Unavailable when the store cannot tell."""
         return self._identity.known(token) or await self._identity.authenticate(token)
@@ -104,6 +107,7 @@ class Gateway:
         """Leave one record of the call, however it ended. `opened`: its status line had gone out before that."""
         now = monotonic()
         first = trace.first_byte_at
+        failure = None if error is None else trace.failure(error)
         self._ledger.record(
             Outcome(
                 request_id=call.id,
@@ -115,8 +119,8 @@ class Gateway:
                 response_model=trace.response_model,
                 attempts=tuple(trace.attempts),
                 usage=trace.usage,
-                status=_status(error, opened),
-                code=None if error is None else code_of(error),
+                status=_status(failure, opened),
+                code=None if failure is None else failure.code,
                 stream=call.stream,
                 complete=trace.complete,
                 received_at=call.received_at,
@@ -132,10 +136,8 @@ def overhead_ms(call: Call, trace: Trace, now: float) -> float:
     return max(0.0, now - call.started - trace.waited) * 1000
 
 
-def _status(error: BaseException | None, opened: bool) -> int:
+def _status(failure: HortatorError | None, opened: bool) -> int:
     """Return the status the client saw; 499 when it hung up, whatever it saw."""
-    if error is None or (opened and isinstance(error, HortatorError)):
+    if failure is None or (opened and not isinstance(failure, ClientGone)):
         return 200
-    if isinstance(error, HortatorError):
-        return error.status
-    return ClientGone.status if isinstance(error, asyncio.CancelledError) else HortatorError.status
+    return failure.status

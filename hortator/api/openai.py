@@ -18,8 +18,8 @@ import msgspec
 from hortator.api import problem
 from hortator.api.listener import ANSWER
 from hortator.api.reading import (
-    HANG_UP_GRACE,
     HangUp,
+    HangUps,
     Receive,
     Scope,
     Send,
@@ -68,6 +68,7 @@ class OpenAIDoor:
     def __init__(self, gateway: Gateway, max_body_bytes: int) -> None:
         self._gateway = gateway
         self._max_body_bytes = max_body_bytes
+        self._hang_ups = HangUps()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Answer one request to `path` (below the root path). Never raises but for cancellation."""
@@ -100,7 +101,8 @@ class OpenAIDoor:
     async def _chat(self, exchange: Exchange, trace: Trace) -> None:
         _allow(exchange, "POST")
         headers = exchange.headers
-        caller = await self._gateway.admit(bearer(headers))
+        token = bearer(headers)
+        caller = self._gateway.known(token) or await self._gateway.admit(token)
         expect_json(headers)
         if headers.get(b"x-hortator-verbosity", b"default") not in _VERBOSITIES:
             raise InvalidRequest(
@@ -122,37 +124,31 @@ class OpenAIDoor:
         if parsed.stream:
             await self._stream(exchange, caller, call, trace)
             return
-        with HangUp(exchange.receive, HANG_UP_GRACE) as watch:
+        with HangUp(exchange.receive, trace.hang_up, exchange.started, self._hang_ups):
             try:
                 body = await self._gateway.complete(caller, call, trace)
-            except asyncio.CancelledError:
-                if watch.gone:
-                    return
-                raise
+            except asyncio.CancelledError as cancelled:
+                raise trace.failure(cancelled) from None
         await _respond(exchange, 200, [problem.JSON, *_told(call, trace, time.monotonic()), *trace.headers], body)
 
     async def _stream(self, exchange: Exchange, caller: Caller, call: Call, trace: Trace) -> None:
         """Write a streamed answer; a failure after the status line becomes an error event, and no `[DONE]` follows it."""
-        answer: StreamedAnswer | None = None
-        error: BaseException | None = None
-        with HangUp(exchange.receive, 0) as watch:
+        with HangUp(exchange.receive, trace.hang_up, exchange.started, None):
             try:
                 answer = await self._gateway.stream(caller, call, trace)
+            except asyncio.CancelledError as cancelled:
+                raise trace.failure(cancelled) from None
+            failure: HortatorError | None = None
+            try:
                 await self._write(exchange.send, answer, call, trace)
-            except HortatorError as raised:
-                if answer is None:
-                    raise
-                error = raised
-                await exchange.send({"type": "http.response.body", "body": problem.event(raised), "more_body": False})
-            except asyncio.CancelledError as raised:
-                error = raised
-                if not watch.gone:
-                    raise
-            finally:
-                if answer is not None and error is not None:
-                    await answer.finish(error)
-        if answer is not None and error is None:
-            await answer.finish(None)
+            except (HortatorError, asyncio.CancelledError) as raised:
+                failure = trace.failure(raised)
+            except Exception as raised:  # noqa: BLE001 - the outermost edge of a stream, whose status line has gone out
+                log.error("internal error: request=%s %s", exchange.id, where(raised))
+                failure = trace.failure(raised)
+        await answer.finish(failure)
+        if failure is not None and not trace.hung_up:
+            await exchange.send({"type": "http.response.body", "body": problem.event(failure), "more_body": False})
 
     async def _write(self, send: Send, answer: StreamedAnswer, call: Call, trace: Trace) -> None:
         headers = [*_EVENT_STREAM, *_told(call, trace, time.monotonic()), *trace.headers]

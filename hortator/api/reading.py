@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from time import monotonic
 from typing import Any
 
 import uuid_utils
@@ -23,6 +25,9 @@ BODY_SECONDS = 60.0
 """A body must be complete this long after its head."""
 HANG_UP_GRACE = 0.05
 """Seconds after which a whole answer that has not come yet is watched for a hang-up; most come sooner and cost no watcher."""
+
+SWEEP_SLACK = 0.005
+"""How much too early or too late a watcher may start, seconds."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}").fullmatch
 
@@ -104,40 +109,70 @@ def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body is over the limit of {limit} bytes.")
 
 
+class HangUps:
+    """Starts the watchers of calls that take longer than `HANG_UP_GRACE`. One timer serves all calls of a door."""
+
+    __slots__ = ("_loop", "_pending", "_timer")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pending: deque[HangUp] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, watch: HangUp) -> None:
+        """Start the watcher after the grace, unless the call has ended by then."""
+        self._pending.append(watch)
+        if self._timer is None:
+            self._timer = self._loop.call_later(HANG_UP_GRACE, self._sweep)
+
+    def _sweep(self) -> None:
+        now = monotonic()
+        pending = self._pending
+        while pending and pending[0].due <= now + SWEEP_SLACK:
+            pending.popleft().start()
+        delay = max(SWEEP_SLACK, pending[0].due - now) if pending else 0
+        self._timer = self._loop.call_later(delay, self._sweep) if pending else None
+
+
 class HangUp:
-    """Watches for the client's hang-up and cancels the door's task then. `with HangUp(receive, delay) as watch:`
+    """Watches for the client's hang-up; says so and cancels the door's task then. `with HangUp(...):`, after the body was read."""
 
-    `gone` tells a cancellation by hang-up from one by shutdown. The body must have been read before.
-    """
+    __slots__ = ("_hang_ups", "_hung_up", "_receive", "_task", "_watcher", "due")
 
-    __slots__ = ("_delay", "_handle", "_receive", "_task", "_watcher", "gone")
+    def __init__(self, receive: Receive, hung_up: Callable[[], None], began: float, hang_ups: HangUps | None) -> None:
+        """`hung_up` is called before the task is cancelled, so that it can tell a hang-up from a shutdown.
 
-    def __init__(self, receive: Receive, delay: float) -> None:
+        `began`: `time.monotonic()` of the call's start. `hang_ups`: who starts the watcher; None = at once.
+        """
         self._receive = receive
-        self._delay = delay
+        self._hung_up = hung_up
+        self._hang_ups = hang_ups
         self._watcher: asyncio.Task[None] | None = None
-        self.gone = False
+        self._task: asyncio.Task[Any] | None = None
+        self.due = began + HANG_UP_GRACE
 
-    def __enter__(self) -> HangUp:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._handle = asyncio.get_running_loop().call_later(self._delay, self._start)
-        return self
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        if self._hang_ups is None:
+            self.start()
+        else:
+            self._hang_ups.add(self)
 
     def __exit__(self, *_: object) -> None:
-        self._handle.cancel()
+        self._task = None
         if self._watcher is not None:
             self._watcher.cancel()
 
-    def _start(self) -> None:
-        self._watcher = self._task.get_loop().create_task(self._watch())
+    def start(self) -> None:
+        """Begin to watch, if the call is still running."""
+        if self._task is not None:
+            self._watcher = self._task.get_loop().create_task(self._watch(self._task))
 
-    async def _watch(self) -> None:
+    async def _watch(self, task: asyncio.Task[Any]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
-        self._task.cancel()
+        self._hung_up()
+        task.cancel()
 
 
 def where(error: BaseException) -> str:

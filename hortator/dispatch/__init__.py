@@ -6,7 +6,7 @@ The gateway calls it with a `Decision`; it calls providers. It never decides, li
 from __future__ import annotations
 
 from hortator.dispatch.stream import Stream
-from hortator.dispatch.trace import Trace, code_of
+from hortator.dispatch.trace import Trace, draining
 from hortator.dispatch.whole import carry_whole
 
-__all__ = ["Stream", "Trace", "carry_whole", "code_of"]
+__all__ = ["Stream", "Trace", "carry_whole", "draining"]

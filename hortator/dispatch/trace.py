@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from hortator.call import UNKNOWN_USAGE, Attempt, Deployment, Usage
-from hortator.errors import ClientGone, HortatorError
+from hortator.errors import ClientGone, HortatorError, Unavailable
 
 
 class Trace:
@@ -21,6 +21,7 @@ class Trace:
         "deployment",
         "first_byte_at",
         "headers",
+        "hung_up",
         "response_model",
         "status",
         "tries",
@@ -45,8 +46,14 @@ class Trace:
         """When the answer's first content was there."""
         self.headers: list[tuple[bytes, bytes]] = []
         """Upstream headers that the client gets: rate limits and the like."""
+        self.hung_up = False
+        """The client is gone: a cancellation means that, and not that the server stops."""
         self.complete = False
         """The upstream's whole answer was taken in."""
+
+    def hang_up(self) -> None:
+        """The client has hung up; the call is about to be cancelled."""
+        self.hung_up = True
 
     def begin(self, deployment: Deployment, now: float) -> None:
         """An attempt at `deployment` starts."""
@@ -63,14 +70,20 @@ class Trace:
                 deployment=self.deployment.id,
                 provider=self.deployment.provider,
                 status=self.status,
-                code=None if error is None else code_of(error),
+                code=None if error is None else self.failure(error).code,
                 duration_ms=(now - self._begun) * 1000,
             )
         )
 
+    def failure(self, error: BaseException) -> HortatorError:
+        """Return what any end of the call is called in its record."""
+        if isinstance(error, HortatorError):
+            return error
+        if not isinstance(error, asyncio.CancelledError):
+            return HortatorError("The gateway failed to handle this request.")
+        return ClientGone("The client hung up.") if self.hung_up else draining()
 
-def code_of(error: BaseException) -> str:
-    """Return the stable code under which any end of a call is recorded."""
-    if isinstance(error, HortatorError):
-        return error.code
-    return ClientGone.default_code if isinstance(error, asyncio.CancelledError) else HortatorError.default_code
+
+def draining() -> Unavailable:
+    """Return the error of a call that the server's end cut off."""
+    return Unavailable("The gateway is stopping; send the request again.", code="draining", retry_after=1)

@@ -6,6 +6,7 @@ Dispatch calls `Provider.send`; an adapter translates the call into its provider
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Protocol
 
 from hortator.call import Call, Deployment, ProviderId
@@ -40,7 +41,7 @@ class Provider(Protocol):
 
     id: ProviderId
 
-    async def send(self, call: Call, deployment: Deployment, deadline: float) -> Reply:
+    def send(self, call: Call, deployment: Deployment, deadline: float) -> Awaitable[Reply]:
         """Send `call` to `deployment` and return once the reply's head is there.
 
         `deadline` is in `loop.time()` seconds and covers the reply to its last byte.

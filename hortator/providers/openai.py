@@ -6,7 +6,7 @@ model's name and, in streams, the request for usage, which the gateway always ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 import msgspec
@@ -64,8 +64,8 @@ class OpenAIProvider:
         self._models_head = request_head(self._origin, "GET", f"{base}/models", pairs[1:])
         self._names: dict[str, Raw] = {}
 
-    async def send(self, call: Call, deployment: Deployment, deadline: float) -> Reply:
-        """Send a chat completion. Raises UpstreamError; an error status is a reply."""
+    def send(self, call: Call, deployment: Deployment, deadline: float) -> Awaitable[Reply]:
+        """Send a chat completion. Raises UpstreamError when awaited; an error status is a reply."""
         body = call.body.copy()
         name = self._names.get(deployment.model)
         if name is None:
@@ -74,7 +74,7 @@ class OpenAIProvider:
         if call.stream and not call.wants_usage:
             options = body.get("stream_options")
             body["stream_options"] = _INCLUDE_USAGE if options is None else _with_usage(options)
-        return await self._upstream.request(self._origin, self._chat_head, _encode(body), self._timeouts, deadline)
+        return self._upstream.request(self._origin, self._chat_head, _encode(body), self._timeouts, deadline)
 
     async def list_models(self, deadline: float) -> tuple[str, ...] | None:
         """Return the names of the models the provider lists, None when it lists none. Raises UpstreamError."""

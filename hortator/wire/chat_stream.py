@@ -154,7 +154,7 @@ class ChatStream:
             if payload == b"[DONE]":
                 self.done = True
                 break
-            if b"\n" in payload:  # JSON over several `data:` lines; what we relay is one line
+            if 10 in payload:  # JSON over several `data:` lines; what we relay is one line
                 payload = payload.replace(b"\n", b" ")
             try:
                 piece = self._event(payload)

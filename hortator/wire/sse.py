@@ -12,6 +12,10 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 """One event may not be larger: an endless line must not fill the memory."""
 
 
+_CR, _LF = 13, 10
+"""`byte in data` with a number is a memchr; with a bytes object CPython first raises and drops a TypeError."""
+
+
 class EventSplitter:
     """Re-assembles events that the network cut anywhere, also inside a UTF-8 character or a line end."""
 
@@ -24,14 +28,14 @@ class EventSplitter:
         """Return the payloads of the events that `data` completes. Raises InvalidReply for an oversized event."""
         if self._rest:
             data = self._rest + data
-        if b"\r" in data:
+        if _CR in data:
             data = _unix_line_ends(data)
         *events, self._rest = data.split(b"\n\n")
         if len(self._rest) > MAX_EVENT_BYTES:
             raise InvalidReply("The provider sent an event that is too large.")
         payloads = []
         for event in events:
-            if event.startswith(b"data: ") and b"\n" not in event:
+            if event.startswith(b"data: ") and _LF not in event:
                 payloads.append(event[6:])
             else:
                 payload = _payload(event)
