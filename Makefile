@@ -48,7 +48,7 @@ local: ## try again to install the embedded model's engine
 	@rm -f .venv/has-local
 	@$(MAKE) --no-print-directory .venv/has-local
 
-bench: .venv/has-dev ## measure against other gateways (ARGS="--help" for options)
+bench: .venv/has-run ## measure against other gateways (ARGS="--help" for options)
 	$(BIN)/python bench/run.py $(ARGS)
 
 clean: ## remove the environment and everything that was built; data in HORTATOR_HOME stays
