@@ -24,7 +24,15 @@ import msgspec
 from msgspec import Raw
 
 from hortator.call import Call, Deployment, ProviderId
-from hortator.errors import ConnectFailed, ConnectionLost, RateLimited, TotalTimeout, Unavailable, UpstreamError
+from hortator.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    InvalidRequest,
+    RateLimited,
+    TotalTimeout,
+    Unavailable,
+    UpstreamError,
+)
 from hortator.providers.base import Reply
 from hortator.providers.local_child import ChildConfig
 from hortator.providers.local_process import COMMAND, BoundedLog, Child, ChildFailed
@@ -52,11 +60,16 @@ WAIT_SECONDS = 20.0
 LONGEST_RETRY_AFTER = 30.0
 DYING_SECONDS = 1.0
 """How long a broken connection waits to learn whether the child has died."""
+MAX_LOGPROBS = 20
+"""As OpenAI's limit; the engine has none, and would send its whole vocabulary with every token."""
 MAX_ERROR_BODY = 64 * 1024
 
 _TIMEOUTS = Timeouts(connect=5.0, first_byte=None, idle=120.0)
 """Calls wait inside the child for a free slot, so the first byte has no limit but the call's own deadline."""
-_HEALTH_TIMEOUTS = Timeouts(connect=5.0, first_byte=10.0, idle=5.0)
+_HEALTH_TIMEOUTS = Timeouts(connect=60.0, first_byte=60.0, idle=60.0)
+_HEALTH_TARGET = "/metrics"
+"""Answered between two steps of the computation, so it tells more than `/health`, which answers though the engine is stuck.
+Its patience is long because a step of a large model on a slow machine is."""
 _INCLUDE_USAGE = Raw(b'{"include_usage":true}')
 _DEFAULT_MAX = Raw(str(DEFAULT_MAX_TOKENS).encode())
 
@@ -257,7 +270,7 @@ class LocalModel:
                 upstream,
                 origin,
                 request_head(origin, "POST", "/v1/chat/completions", (authorization, content_type)),
-                request_head(origin, "GET", "/health", (authorization,)),
+                request_head(origin, "GET", _HEALTH_TARGET, (authorization,)),
                 key,
             )
             self._set("ready")
@@ -293,7 +306,7 @@ class LocalModel:
 
 async def _healthy(serving: Serving) -> bool:
     """Ask the child whether it is well."""
-    deadline = asyncio.get_running_loop().time() + 15.0
+    deadline = asyncio.get_running_loop().time() + 90.0
     try:
         reply = await serving.upstream.request(serving.origin, serving.health_head, b"", _HEALTH_TIMEOUTS, deadline)
         try:
@@ -357,6 +370,10 @@ class LocalProvider:
 
     def _body(self, call: Call, deployment: Deployment) -> tuple[dict[str, Raw], Plan | None]:
         """Return the body for the child, and how to read its reply when tools were asked for."""
+        for key in ("top_logprobs", "n_probs"):
+            value = msgspec.json.decode(call.body[key]) if key in call.body else None
+            if isinstance(value, int) and value > MAX_LOGPROBS:
+                raise InvalidRequest(f"'{key}' is above {MAX_LOGPROBS}.", code="invalid_value", param=key)
         body, plan = constrain(call.body)
         body = body.copy()
         body["model"] = Raw(msgspec.json.encode(deployment.model))
@@ -461,8 +478,8 @@ def translated_error(status: int, body: bytes) -> tuple[int, bytes]:
         # Images and sound: the engine calls it a server error, but it is the request that cannot be served.
         message = f"The embedded model reads text only: {message.split(' - hint')[0]}."
         status, kind, code, param = 400, "invalid_request_error", "unsupported_content", "messages"
-    elif status == 400:
-        kind, code = "invalid_request_error", "invalid_value"
+    elif status == 400 or message.startswith(("Failed to parse", "Unknown ")):
+        status, kind, code = 400, "invalid_request_error", "invalid_value"
         message = message.rsplit("Automatic parser generation failed: ", 1)[-1]
         param = "response_format" if "schema" in message.lower() else None
     error = {"message": message, "type": kind, "param": param, "code": code}

@@ -102,6 +102,8 @@ def engine_parameters(engine: Any, config: ChildConfig) -> Any:
     params.warmup = True
     params.ui = False
     params.endpoint_slots = False
+    params.endpoint_metrics = True  # the parent's health check
+    params.n_batch = 512  # prompt tokens in one step: other calls' tokens come between the steps of a long prompt
     params.verbosity = 2  # warnings; more would write prompts to the log
     return params
 

@@ -8,6 +8,7 @@ Pure: no I/O, and the client's own values are never changed in place.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ Object = dict[str, Raw]
 MAX_TOOLS = 128
 """As OpenAI's limit."""
 MAX_SCHEMA_DEPTH = 64
+MAX_SCHEMA_BYTES = 64 * 1024
+MAX_ENUM_VALUES = 500
+"""In all schemas of a request. The engine tries every value for every token: with thousands it stands still for minutes."""
 MAX_DESCRIPTION = 400
 """Characters of a tool's description shown to the model; every one costs prompt time on a small machine."""
 MAX_HINT = 120
@@ -29,8 +33,11 @@ MAX_HINT = 120
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 _OURS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "logprobs", "top_logprobs")
 """Parameters that the constrained request replaces. Log probabilities would be those of our JSON, not of the answer."""
+_SCHEMAS = ("response_format", "tools", "functions", "json_schema", "grammar")
+"""Where schemas come in; the last two are the engine's own parameters."""
 _NO_TOOL = "No tool is needed: greetings, questions you can answer yourself, writing."
-_AFTER_RESULT = "No tool is needed if this answers my question: tell me the answer."
+_AFTER_RESULT = 'If this answers my question, reply with the tool "{no_tool}" and tell me the answer.'
+"""Without it small models repeat the call whose result they have just been given."""
 
 
 class Function(Struct):
@@ -69,8 +76,11 @@ class _Choice(NamedTuple):
 def constrain(body: Object) -> tuple[Object, Plan | None]:
     """Return the body to send and how to read its reply; None = the reply is an ordinary one.
 
-    Raises InvalidRequest for tools that cannot be served, or are not well formed.
+    Raises InvalidRequest for tools that cannot be served, are not well formed, or ask too much of the engine.
     """
+    for key in _SCHEMAS:
+        if key in body:
+            _bound(key, body[key])
     messages = bytes(body["messages"])
     past = b"tool" in messages or b"function" in messages
     if not past and not any(key in body for key in _OURS[:5]):
@@ -91,6 +101,29 @@ def constrain(body: Object) -> tuple[Object, Plan | None]:
         {"type": "json_schema", "json_schema": {"name": "reply", "schema": _reply_schema(choice, plan, body)}}
     )
     return result, plan
+
+
+def _bound(key: str, value: Raw) -> None:
+    """Refuse schemas that would keep the engine from everybody else."""
+    if len(bytes(value)) > MAX_SCHEMA_BYTES:
+        raise InvalidRequest(f"'{key}' is larger than {MAX_SCHEMA_BYTES} bytes.", code="schema_too_large", param=key)
+    if b'"enum"' in bytes(value) and _enum_values(msgspec.json.decode(value), 0) > MAX_ENUM_VALUES:
+        raise InvalidRequest(
+            f"'{key}' has more than {MAX_ENUM_VALUES} enum values.", code="schema_too_large", param=key
+        )
+
+
+def _enum_values(schema: Any, depth: int) -> int:
+    """Count the values of every `enum` in a schema."""
+    if depth > MAX_SCHEMA_DEPTH:
+        raise InvalidRequest("A schema is nested too deeply.", code="too_deep")
+    if isinstance(schema, list):
+        return sum(_enum_values(item, depth + 1) for item in schema)
+    if not isinstance(schema, dict):
+        return 0
+    own = schema.get("enum")
+    count = len(own) if isinstance(own, list) else 0
+    return count + sum(_enum_values(value, depth + 1) for value in schema.values())
 
 
 def _raw(value: Any) -> Raw:
@@ -321,7 +354,10 @@ def _plain_history(messages: list[dict[str, Any]], plan: Plan | None) -> list[di
         else:
             result.append(message)
     if result and result[-1].get("_result"):
-        result[-1]["content"] += f"\n\n{_AFTER_RESULT}" if plan is None or plan.no_tool is not None else ""
+        if plan is None:
+            result[-1]["content"] += "\n\nTell me the answer to my question."
+        elif plan.no_tool is not None:
+            result[-1]["content"] += f"\n\n{_AFTER_RESULT.format(no_tool=plan.no_tool)}"
     return [{key: value for key, value in message.items() if key != "_result"} for message in result]
 
 
@@ -341,10 +377,8 @@ def _called(call: dict[str, Any]) -> tuple[str, Any]:
     if not isinstance(function, dict):
         return "the tool", {}
     arguments = function.get("arguments") or "{}"
-    try:
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):  # broken JSON from an earlier turn stays a string
         arguments = msgspec.json.decode(arguments) if isinstance(arguments, str) else arguments
-    except (msgspec.DecodeError, RecursionError):
-        pass  # a model's broken JSON from an earlier turn stays the string it is
     return str(function.get("name") or "the tool"), arguments
 
 

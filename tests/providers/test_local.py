@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from hortator.call import Call, Deployment, ModelId, ProviderId, RequestId
-from hortator.errors import RateLimited, Unavailable, UpstreamError
+from hortator.errors import InvalidRequest, RateLimited, Unavailable, UpstreamError
 from hortator.providers.base import Reply
 from hortator.providers.local import DEFAULT_MAX_TOKENS, LocalModel, LocalProvider, State
 from hortator.providers.local_process import LOG_BYTES, BoundedLog
@@ -203,6 +203,14 @@ async def test_context_overflow_becomes_openais_error(start: Start) -> None:
     )
     assert "4096" in error["message"]
     assert "6030" in error["message"]
+    assert model.in_flight == 0
+
+
+async def test_more_logprobs_than_openai_allows_are_refused(start: Start) -> None:
+    model = await start()
+    with pytest.raises(InvalidRequest) as caught:
+        await send(model, "hello", logprobs=True, top_logprobs=21)
+    assert caught.value.param == "top_logprobs"
     assert model.in_flight == 0
 
 

@@ -202,6 +202,24 @@ def test_tools_that_cannot_be_served_are_refused(more: dict[str, Any], code: str
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
+@pytest.mark.parametrize("key", ["response_format", "json_schema", "tools"])
+def test_a_schema_that_would_stop_the_engine_is_refused(key: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": list(range(300))}, "b": {"items": {"enum": list(range(300))}}},
+    }
+    tool = {"type": "function", "function": {"name": "x", "parameters": schema}}
+    wanted = {
+        "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
+        "json_schema": schema,
+        "tools": [tool],
+    }
+    for value in (wanted[key], {"x": "y" * 70_000}):
+        with pytest.raises(InvalidRequest) as caught:
+            asked(**{key: value})
+        assert (caught.value.code, caught.value.param) == ("schema_too_large", key)
+
+
 def test_a_schema_without_end_is_refused() -> None:
     schema: dict[str, Any] = {"$ref": "#"}
     for _ in range(100):
