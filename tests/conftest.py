@@ -69,7 +69,8 @@ def _inside(host: object) -> bool:
 
 
 def _fence(host: object) -> None:
-    if str(host).endswith(".invalid"):  # RFC 6761: never exists; a resolver without network would take its time to say so
+    # RFC 6761: such a name never exists. A resolver without network would take its time to say so.
+    if str(host).endswith(".invalid"):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     if not _inside(host):
         raise NotLoopback(f"tests talk to loopback only, not to {host!r}")
