@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.door import Connection, Door, chat, content_of, events, head
+from tests.door import Connection, Door, chat, content_of, envelope, events, head
 from tests.gateway import MODEL, PAIR, Gateway, eventually, running_gateway
 from tests.upstream.process import Upstream
 from tests.upstream.scenarios import FLOOD_EVENT_BYTES, FLOOD_EVENTS
@@ -127,6 +127,24 @@ def test_a_server_told_to_stop_finishes_its_streams_and_writes_its_records(tmp_p
         assert gateway.wait() == 0
         [row] = gateway.rows(request_id)
         assert (row["status"], row["complete"], row["output_tokens"]) == (200, 1, 7)
+
+
+def test_a_stream_that_outlasts_the_drain_is_cut_off_with_an_honest_error(tmp_path: Path, upstream: Upstream) -> None:
+    with running_gateway(tmp_path, upstream, server={"drain_seconds": 1}) as gateway:
+        mark = upstream.plan("content_then_silence")
+        request_id = uuid.uuid4().hex
+        with gateway.door.begin(chat(MODEL, mark, stream=True), x_request_id=request_id) as connection:
+            assert connection.read_head().status == 200
+            found = events(connection.blocks())
+            begun = [next(found), next(found)]
+            gateway.terminate()
+            rest = list(found)
+        assert content_of(begun) == PIECES[0]
+        assert [envelope(one)["code"] for one in rest] == ["draining"]
+        upstream.wait(mark, "aborted")
+        assert gateway.wait() == 0
+        [row] = gateway.rows(request_id)
+        assert (row["complete"], row["error_code"]) == (0, "draining")
 
 
 def accepts(door: Door) -> bool:

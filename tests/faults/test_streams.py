@@ -26,6 +26,7 @@ EARLY: list[tuple[str, int, set[str]]] = [
     ("reset_before_reply", 502, {"upstream_connection_lost"}),
     ("close_before_reply", 502, {"upstream_connection_lost"}),
     ("not_http", 502, {"upstream_invalid_response"}),
+    ("chunked", 502, {"upstream_invalid_response", "upstream_truncated_stream"}),
     ("html_200", 502, {"upstream_invalid_response", "upstream_truncated_stream"}),
     ("empty_200", 502, {"upstream_invalid_response", "upstream_truncated_stream"}),
     ("malformed_json", 502, {"upstream_invalid_response", "upstream_truncated_stream"}),

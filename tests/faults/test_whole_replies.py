@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -159,6 +160,12 @@ def test_a_provider_that_repeats_its_key_does_not_give_it_away(
     assert reply.header("www-authenticate") is None
 
 
+def test_a_provider_that_repeats_its_key_in_a_stream_does_not_give_it_away(door: Door, upstream: Upstream) -> None:
+    _, blocks = door.stream(MODEL, upstream.plan("echo_in_stream"))
+    assert '"error"' in blocks[-1]
+    assert not any(key in block for key in CANARIES.values() for block in blocks)
+
+
 def test_the_clients_own_key_never_goes_upstream(door: Door, upstream: Upstream) -> None:
     mark = upstream.plan("ok")
     assert door.chat(MODEL, mark).status == 200
@@ -215,6 +222,37 @@ def test_usage_that_nobody_reported_is_never_recorded_as_zero(door: Door, gatewa
     row = gateway.row(request_id)
     assert row["usage_source"] in ("estimated", "unknown")
     assert 0 not in (row["input_tokens"], row["output_tokens"])
+
+
+def test_the_ledger_agrees_with_the_upstream_after_many_calls_at_once(
+    door: Door, gateway: Gateway, upstream: Upstream
+) -> None:
+    """What was answered is recorded, once, with the tokens that the upstream counted; what was not is not charged."""
+    plans = ["ok", "status_500", "late_cut", "ok", "malformed_json", "reasoning", "early_cut", "ok"] * 20
+    marks = {upstream.plan(one=scenario, two="ok"): scenario for scenario in plans}
+
+    def call(numbered: tuple[int, str]) -> tuple[str, int]:
+        number, mark = numbered
+        request_id = f"load-{mark}"
+        with door.begin(chat(PAIR, mark, stream=number % 2 == 0), x_request_id=request_id) as connection:
+            return request_id, connection.read().status
+
+    with ThreadPoolExecutor(16) as threads:
+        replies = dict(threads.map(call, enumerate(marks)))
+    for mark, scenario in marks.items():
+        row = gateway.row(f"load-{mark}")
+        seen = upstream.seen(mark)
+        assert row["status"] == replies[f"load-{mark}"] == 200
+        if row["complete"]:
+            answered = seen[-1].scenario
+            assert answered in ("ok", "reasoning")
+            tokens = (11, 7) if answered == "ok" else (100, 40)
+            assert (row["input_tokens"], row["output_tokens"], row["usage_source"]) == (*tokens, "reported")
+        else:
+            assert scenario == "late_cut"
+            assert row["usage_source"] == "estimated"
+    recorded = [row for row in gateway.rows() if row["request_id"].startswith("load-")]
+    assert len(recorded) == len(marks)
 
 
 def test_every_call_leaves_one_record(door: Door, gateway: Gateway, upstream: Upstream) -> None:

@@ -69,6 +69,12 @@ def ending(request: Request, usage: dict[str, Any] | None = None) -> Script:
     return [*(sse(usage_chunk(usage)) if request.wants_usage else []), *sse(DONE), ["end"]]
 
 
+def echo_in_stream(request: Request) -> Script:
+    """A provider that breaks off with an error that repeats the key it was sent."""
+    said = error_body(f"the key {request.secret} is over its quota", "quota")
+    return [stream_head(), *sse(ROLE, CONTENT[0]), ["chunk", event(said)], ["end"]]
+
+
 def stream_of(*chunks: object, usage: dict[str, Any] | None = None) -> Scenario:
     """A clean stream of these chunks."""
     return lambda request: [stream_head(RATE_HEADERS), *sse(*chunks), *ending(request, usage)]
@@ -332,7 +338,15 @@ def broken_streams() -> dict[str, Scenario]:
     return found
 
 
-SCENARIOS: dict[str, Scenario] = {**CLEAN, **DIRTY_STREAMS, **PACED, **BROKEN, **broken_streams(), **statuses()}
+SCENARIOS: dict[str, Scenario] = {
+    "echo_in_stream": echo_in_stream,
+    **CLEAN,
+    **DIRTY_STREAMS,
+    **PACED,
+    **BROKEN,
+    **broken_streams(),
+    **statuses(),
+}
 MODEL_LIST = dump(
     {"object": "list", "data": [{"id": DATED_MODEL, "object": "model", "created": 1, "owned_by": "scripted"}]}
 )
