@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def split(stream: bytes, cuts: list[int]) -> list[bytes]:
     splitter = EventSplitter()
     places = [0, *sorted(cuts), len(stream)]
     found = []
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         found += splitter.feed(stream[start:end])
     last = splitter.end()
     return [*found, last] if last is not None else found
