@@ -36,7 +36,7 @@ async def settle_any(tasks: set[asyncio.Task[UpstreamResponse]], peer: Peer) -> 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - a gauge has no event
+        while not condition():
             await asyncio.sleep(0)
 
 
