@@ -144,8 +144,8 @@ class HangUp:
 
         `began`: `time.monotonic()` of the call's start. `hang_ups`: who starts the watcher; None = at once.
         """
-        self._receive = receive
-        self._hung_up = hung_up
+        self._receive: Receive | None = receive
+        self._hung_up: Callable[[], None] | None = hung_up
         self._hang_ups = hang_ups
         self._watcher: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -159,20 +159,22 @@ class HangUp:
             self._hang_ups.add(self)
 
     def __exit__(self, *_: object) -> None:
-        self._task = None
         if self._watcher is not None:
             self._watcher.cancel()
+        # The sweep forgets us a moment later; the request's memory must be free for the next one before that.
+        self._task = self._receive = self._hung_up = None
 
     def start(self) -> None:
         """Begin to watch, if the call is still running."""
-        if self._task is not None:
-            self._watcher = self._task.get_loop().create_task(self._watch(self._task))
+        if self._task is not None and self._receive is not None and self._hung_up is not None:
+            self._watcher = self._task.get_loop().create_task(_watch(self._receive, self._hung_up, self._task))
 
-    async def _watch(self, task: asyncio.Task[Any]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._hung_up()
-        task.cancel()
+
+async def _watch(receive: Receive, hung_up: Callable[[], None], task: asyncio.Task[Any]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    hung_up()
+    task.cancel()
 
 
 def where(error: BaseException) -> str:
