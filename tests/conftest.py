@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg  # type: ignore[import-untyped]
@@ -33,14 +33,28 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Fail a test that takes longer than its limit, fixtures not counted: a lost wake-up must not hang the suite."""
     marker = item.get_closest_marker("limit")
     seconds = float(marker.args[0]) if marker else LIMIT_SECONDS
+    late = TimeoutError(f"the test took longer than {seconds:g} s")
 
-    def expire(number: int, frame: FrameType | None) -> NoReturn:
-        raise TimeoutError(f"the test took longer than {seconds:g} s")
+    expired = False
+
+    def expire(number: int, frame: FrameType | None) -> None:
+        nonlocal expired
+        expired = True
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise late from None
+        for task in asyncio.all_tasks(loop):  # uvloop swallows what a signal handler raises
+            loop.call_soon_threadsafe(task.cancel, str(late))
 
     previous = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         return (yield)
+    except asyncio.CancelledError as cancelled:
+        if expired:
+            raise late from cancelled
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
@@ -113,7 +127,8 @@ def loopback_only() -> Iterator[None]:
         yield
 
 
-def _started(service: AbstractContextManager[str]) -> Iterator[str]:
+def started(service: AbstractContextManager[str]) -> Iterator[str]:
+    """Yield the service's URL; where it is missing, skip the test that asked, or fail it in CI."""
     try:
         with service as url:
             yield url
@@ -126,13 +141,13 @@ def _started(service: AbstractContextManager[str]) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """URL of a Postgres server on which databases may be created; ask for `postgres_database` unless you need the server."""
-    yield from _started(services.postgres())
+    yield from started(services.postgres())
 
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """URL of a Redis server shared by all tests of the session: use a key prefix of your own."""
-    yield from _started(services.redis())
+    yield from started(services.redis())
 
 
 @pytest.fixture

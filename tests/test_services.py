@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import asyncpg  # type: ignore[import-untyped]
 import pytest
 import uvloop
 
-from tests.conftest import NotLoopback
+from tests.conftest import NotLoopback, started
+from tests.services import ServiceMissing
 
 
 async def test_each_test_gets_an_empty_postgres_database(postgres_database: str) -> None:
@@ -47,3 +50,17 @@ def test_a_test_cannot_reach_another_machine(factory: object) -> None:
 def test_a_test_cannot_look_up_a_name() -> None:
     with pytest.raises(NotLoopback):
         socket.create_connection(("example.com", 80))
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_a_missing_service_skips_its_tests_and_fails_them_in_ci(
+    ci: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def missing() -> Iterator[str]:
+        raise ServiceMissing("install it")
+        yield ""
+
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="install it"):
+        next(started(missing()))
