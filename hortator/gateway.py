@@ -20,15 +20,17 @@ from hortator.tenancy import Identity
 
 
 class StreamedAnswer:
-    """A streamed answer: `next` until None, then `finish`, always."""
+    """A streamed answer: `next` until None, with `flow` between, then `finish`, always."""
 
-    __slots__ = ("_record", "_stream", "next")
+    __slots__ = ("_record", "_stream", "flow", "next")
 
     def __init__(self, stream: Stream, record: Callable[[BaseException | None], None]) -> None:
         self._stream = stream
         self._record = record
         self.next = stream.next
         """Return the next bytes for the client, None after the end. Raises the HortatorError that ended the answer."""
+        self.flow = stream.flow
+        """Let bytes go straight to a `write` that may return False; returns when `next` must be asked."""
 
     @property
     def ended(self) -> bool:

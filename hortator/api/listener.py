@@ -11,7 +11,6 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import Any, ClassVar
 
 import uvicorn
@@ -21,8 +20,8 @@ from hortator.api import problem
 from hortator.api.reading import request_id
 from hortator.errors import HeadersTooLarge, HortatorError, InvalidRequest, Unavailable
 
-ANSWER = "hortator.answer"
-"""Name of the ASGI extension through which a door writes a whole reply; see `_answer`."""
+DIRECT = "hortator.direct"
+"""Name of the ASGI extension that holds the request's `Direct`."""
 HEAD_SECONDS = 15.0
 """A request's head must be complete this long after its first byte, or after the connection was made."""
 
@@ -93,7 +92,7 @@ class Listener(HttpToolsProtocol):
             raise ValueError("refused")
         self._head_bytes = self._discarded = 0
         super().on_headers_complete()
-        extensions: dict[str, Any] = {ANSWER: partial(_answer, self.cycle)}
+        extensions: dict[str, Any] = {DIRECT: Direct(self.cycle)}
         self.scope["extensions"] = extensions
 
     def on_message_complete(self) -> None:
@@ -154,26 +153,50 @@ class Listener(HttpToolsProtocol):
             self._head_timer = None
 
 
-def _answer(cycle: RequestResponseCycle, status: int, headers: problem.Headers, body: bytes) -> bool:
-    """Write a whole reply at once; False when it must go through ASGI's `send` (the client does not read, or has gone).
+class Direct:
+    """A shorter way to the client than ASGI's `send`, for doors that know it: no message, no task switch, one write.
 
-    Ordinary replies are one write and no message: a tenth of a request's cost is saved. The caller vouches for the headers.
+    It saves a tenth of a request's cost and a third of a stream chunk's. What it cannot do, `send` does.
     """
-    if cycle.flow.write_paused or cycle.disconnected or cycle.response_started or cycle.scope["method"] == "HEAD":
-        return False
-    lines = [STATUS_LINE[status]]
-    for name, value in cycle.default_headers:
-        lines += (name, b": ", value, b"\r\n")
-    for name, value in headers:
-        lines += (name, b": ", value, b"\r\n")
-    lines += (b"" if cycle.keep_alive else b"connection: close\r\n", b"content-length: %d\r\n\r\n" % len(body), body)
-    cycle.response_started = cycle.response_complete = True
-    cycle.transport.write(b"".join(lines))
-    cycle.message_event.set()
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-    return True
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def answer(self, status: int, headers: problem.Headers, body: bytes) -> bool:
+        """Write a whole reply; False when `send` must do it (the client does not read, or has gone).
+
+        The caller vouches for the headers; `content-length` is added.
+        """
+        cycle = self._cycle
+        if cycle.flow.write_paused or cycle.disconnected or cycle.response_started or cycle.scope["method"] == "HEAD":
+            return False
+        lines = [STATUS_LINE[status]]
+        for name, value in cycle.default_headers:
+            lines += (name, b": ", value, b"\r\n")
+        for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
+        lines += (
+            b"" if cycle.keep_alive else b"connection: close\r\n",
+            b"content-length: %d\r\n\r\n" % len(body),
+            body,
+        )
+        cycle.response_started = cycle.response_complete = True
+        cycle.transport.write(b"".join(lines))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
+
+    def write(self, piece: bytes) -> bool:
+        """Write a piece of a reply that `send` has started; False when the client does not keep up, or has gone."""
+        cycle = self._cycle
+        if cycle.disconnected:
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if cycle.chunked_encoding else piece)
+        return not cycle.flow.write_paused
 
 
 def limited(*, max_head_bytes: int, max_headers: int, max_connections: int) -> type[Listener]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
 
 from hortator.api import problem
-from hortator.api.listener import ANSWER
+from hortator.api.listener import DIRECT, Direct
 from hortator.api.reading import (
     HangUp,
     HangUps,
@@ -56,8 +55,8 @@ class Exchange(NamedTuple):
     headers: dict[bytes, bytes]
     receive: Receive
     send: Send
-    answer: Callable[[int, problem.Headers, bytes], bool] | None
-    """The listener's way to write a whole reply at once, where it offers one."""
+    direct: Direct | None
+    """The listener's shorter way to the client, where it offers one."""
     started: float
     """`time.monotonic()`, seconds."""
 
@@ -79,7 +78,7 @@ class OpenAIDoor:
             headers,
             receive,
             send,
-            scope.get("extensions", _NONE).get(ANSWER),
+            scope.get("extensions", _NONE).get(DIRECT),
             time.monotonic(),
         )
         trace = Trace()
@@ -140,7 +139,7 @@ class OpenAIDoor:
                 raise trace.failure(cancelled) from None
             failure: HortatorError | None = None
             try:
-                await self._write(exchange.send, answer, call, trace)
+                await self._write(exchange, answer, call, trace)
             except (HortatorError, asyncio.CancelledError) as raised:
                 failure = trace.failure(raised)
             except Exception as raised:  # noqa: BLE001 - the outermost edge of a stream, whose status line has gone out
@@ -150,13 +149,16 @@ class OpenAIDoor:
         if failure is not None and not trace.hung_up:
             await exchange.send({"type": "http.response.body", "body": problem.event(failure), "more_body": False})
 
-    async def _write(self, send: Send, answer: StreamedAnswer, call: Call, trace: Trace) -> None:
+    async def _write(self, exchange: Exchange, answer: StreamedAnswer, call: Call, trace: Trace) -> None:
+        send, direct = exchange.send, exchange.direct
         headers = [*_EVENT_STREAM, *_told(call, trace, time.monotonic()), *trace.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if trace.first_byte_at is None:
             await send({"type": "http.response.body", "body": OPENING, "more_body": True})
         while (piece := await answer.next()) is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": not answer.ended})
+            if direct is not None:
+                await answer.flow(direct.write)
 
     async def _models(self, exchange: Exchange, wanted: str) -> None:
         """List the models the key may use, or describe one."""
@@ -196,7 +198,7 @@ def _header_value(text: str) -> bytes:
 
 
 async def _respond(exchange: Exchange, status: int, headers: problem.Headers, body: bytes) -> None:
-    if exchange.answer is not None and exchange.answer(status, headers, body):
+    if exchange.direct is not None and exchange.direct.answer(status, headers, body):
         return
     headers.append((b"content-length", b"%d" % len(body)))
     await exchange.send({"type": "http.response.start", "status": status, "headers": headers})

@@ -8,7 +8,7 @@ honest error event. The stream never reads ahead: a client that does not read st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 from hortator.call import Call, Decision, Deployment, ProviderId
@@ -40,12 +40,14 @@ class Stream:
         "_decision",
         "_heartbeat",
         "_keep_alive",
+        "_last",
         "_loop",
         "_providers",
         "_quiet",
         "_reply",
         "_splitter",
         "_trace",
+        "_write",
         "ended",
     )
 
@@ -72,6 +74,9 @@ class Stream:
         self._reply: Reply | None = None
         self._splitter = EventSplitter()
         self._chat = ChatStream(call.wants_usage)
+        self._write: Callable[[bytes], bool] | None = None
+        self._last = b""
+        """The answer's end, when it came while the answer flowed; `next` returns it."""
         self.ended = False
         """What `next` returned last was the end of the answer, `[DONE]` included."""
 
@@ -89,6 +94,9 @@ class Stream:
         """
         if self._commit is not None:
             return await self._first(self._commit)
+        if self._last:
+            last, self._last = self._last, b""
+            return last
         while not self.ended:
             assert self._reply is not None
             if self._chat.failure is not None:
@@ -101,6 +109,28 @@ class Stream:
             if out:
                 return out
         return None
+
+    async def flow(self, write: Callable[[bytes], bool]) -> None:
+        """After the commit point: give the client's bytes straight to `write` for as long as it returns True.
+
+        Returns when `next` must be asked: it has the end, a failure or a comment, or waits for a client that is slow.
+        """
+        if self._commit is None and self._reply is not None and not self.ended and self._chat.failure is None:
+            self._write = write
+            await self._reply.flow(self._relay)
+
+    def _relay(self, data: bytes) -> bool:
+        """Take one piece while the answer flows; False when `next` has to go on."""
+        self._quiet = False
+        try:
+            out = self._take(data)
+        except HortatorError:
+            return False  # `next` raises it: the failure is noted in the chat's state
+        if self.ended:
+            self._last = out
+            return False
+        assert self._write is not None
+        return not out or self._write(out)
 
     async def close(self, error: BaseException | None) -> None:
         """Give everything back and settle the trace. `error` is what ended the answer early, None when it went well.

@@ -6,14 +6,14 @@ Dispatch calls `Provider.send`; an adapter translates the call into its provider
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from hortator.call import Call, Deployment, ProviderId
 
 
 class Reply(Protocol):
-    """An upstream's answer whose head has arrived. Exactly one of `read` and `next` is used, then `close` is always called."""
+    """An upstream's answer whose head has arrived. Either `read` or `next` (with `flow`) is used, then `close`, always."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -25,6 +25,13 @@ class Reply(Protocol):
 
     async def next(self) -> bytes | None:
         """Return the next piece of the event stream (any split), `b""` when poked, None at its end. Raises UpstreamError."""
+        ...
+
+    async def flow(self, sink: Callable[[bytes], bool]) -> None:
+        """Give pieces straight to `sink` for as long as it returns True; return when there is more to say than pieces.
+
+        A way to spare a task switch a piece. An adapter that cannot do it returns at once, and `next` does everything.
+        """
         ...
 
     def poke(self) -> None:

@@ -9,6 +9,7 @@ retried here, and a connection whose reply did not end cleanly is never used aga
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -71,6 +72,7 @@ class UpstreamResponse:
         "_loop",
         "_pieces",
         "_poked",
+        "_sink",
         "_size",
         "_waiter",
         "_whole",
@@ -92,6 +94,7 @@ class UpstreamResponse:
         self._poked = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
 
     async def read(self, limit: int = MAX_BODY) -> bytes:
         """Return the whole body, at most `limit` bytes. Raises UpstreamError (InvalidReply when it is longer)."""
@@ -131,6 +134,19 @@ class UpstreamResponse:
                 return None
             await self._wait()
 
+    async def flow(self, sink: Callable[[bytes], bool]) -> None:
+        """Give pieces to `sink` as they arrive, without waking a task, for as long as it returns True.
+
+        Returns when `sink` returned False, or when there is something that only `next` can tell: an end, a failure, a poke.
+        """
+        if self._pieces or self._ended or self._poked or self._error is not None:
+            return
+        self._sink = sink
+        try:
+            await self._wait()
+        finally:
+            self._sink = None
+
     def poke(self) -> None:
         """Make a waiting (or else the next) `next` return `b""` now."""
         self._poked = True
@@ -153,6 +169,17 @@ class UpstreamResponse:
             raise
         finally:
             self._waiter = None
+
+    def _arrived(self) -> None:
+        """Pieces have come: they go to the sink, or wake who waits."""
+        if self._sink is not None:
+            pieces = self._pieces
+            self._pieces = []
+            self._size = 0
+            if self._sink(pieces[0] if len(pieces) == 1 else b"".join(pieces)):
+                return
+            self._sink = None
+        self._wake()
 
     def _wake(self) -> None:
         waiter = self._waiter
@@ -315,7 +342,7 @@ class Connection(asyncio.Protocol):
             if reply._size > reply._capacity:
                 self._overflow(reply)
             if reply._pieces and not reply._whole:
-                reply._wake()
+                reply._arrived()
 
     def eof_received(self) -> None:
         reply = self._reply

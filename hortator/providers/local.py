@@ -424,6 +424,9 @@ class LocalReply:
             if data is None:
                 return None
 
+    async def flow(self, sink: Callable[[bytes], bool]) -> None:
+        """Return at once: the model is far slower than a task switch."""
+
     def poke(self) -> None:
         """Make a waiting `next` return `b""` now."""
         self._reply.poke()
@@ -452,6 +455,9 @@ class ErrorReply:
         """Return the error object, then None."""
         body, self._body = self._body, None
         return body
+
+    async def flow(self, sink: Callable[[bytes], bool]) -> None:
+        """Nothing flows here."""
 
     def poke(self) -> None:
         """Nothing waits here."""

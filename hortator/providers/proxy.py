@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -76,6 +77,9 @@ class ProxyReply:
         self._ended = True
         self._response.release()
         return None
+
+    async def flow(self, sink: Callable[[bytes], bool]) -> None:
+        """Return at once: pieces come through `next` only."""
 
     def poke(self) -> None:
         """Make a waiting (or else the next) `next` return `b""` now."""
