@@ -152,6 +152,8 @@ def database(settings: Settings) -> Database:
 def upstream(settings: Settings) -> Upstream:
     """Return the one client that all providers share."""
     chosen = settings.upstream
+    # The certificates of the system are read before the first request and not during it, where any provider needs them.
+    secure = any(provider.base_url.startswith("https:") for provider in settings.providers)
     limits = PoolLimits(
         per_host=chosen.per_host_connections,
         max_idle=chosen.per_host_connections,
@@ -161,7 +163,7 @@ def upstream(settings: Settings) -> Upstream:
     )
     return Upstream(
         limits=limits,
-        tls=trust(chosen.ca_file),
+        tls=trust(chosen.ca_file) if chosen.ca_file is not None or secure else None,
         proxy_url=None if chosen.proxy_url is None else chosen.proxy_url.reveal(),
     )
 

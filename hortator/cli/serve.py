@@ -128,7 +128,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
         # What exists now lives as long as the process: keeping the collector away from it makes every collection cheap.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
+        gc.set_threshold(20_000, 10, 20)
         await Server(config, lambda host, port: _announce(settings, local, key, host, port)).serve(sockets=[listening])
     finally:
         await app.drain()

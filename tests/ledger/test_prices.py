@@ -10,12 +10,14 @@ from typing import Any
 
 import genai_prices
 import pytest
+from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hortator.call import Usage
 from hortator.errors import ConfigError
 from hortator.ledger import PriceBook
+from hortator.ledger.prices import LISTED as LISTED_PROVIDERS
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 MILLION = 1_000_000
@@ -166,3 +168,8 @@ def test_the_answers_kept_are_bounded() -> None:
     for number in range(10_000):
         book.price("desk", f"model-{number}")
     assert len(book._answers) <= 4096
+
+
+def test_the_names_of_listed_providers_are_those_of_the_list() -> None:
+    """They decide whether the list is loaded at all; a newer list with another provider must be noticed."""
+    assert {provider.id for provider in get_snapshot().providers} == LISTED_PROVIDERS
