@@ -85,8 +85,8 @@ class Child:
     async def spawn(cls, command: Sequence[str], config: ChildConfig, output: BoundedLog) -> Child:
         """Start the process in a session of its own, so that a terminal's Ctrl-C does not reach it before we have drained."""
         environment = {k: v for k, v in os.environ.items() if k in _INHERITED or k.startswith(_INHERITED_PREFIXES)}
-        try:
-            process = await asyncio.create_subprocess_exec(
+        launch = asyncio.create_task(
+            asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -94,6 +94,14 @@ class Child:
                 env=environment,
                 start_new_session=True,
             )
+        )
+        try:
+            process = await asyncio.shield(launch)
+        except asyncio.CancelledError:
+            # The process may exist already, and cancelling would leave its end to nobody.
+            with contextlib.suppress(OSError):
+                await cls(await launch, output).stop()
+            raise
         except OSError as error:
             raise ChildFailed(f"cannot start {command[0]}: {error.strerror}", final=False) from None
         child = cls(process, output)

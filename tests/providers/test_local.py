@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from hortator.call import Call, Deployment, ModelId, ProviderId, RequestId
@@ -204,6 +205,16 @@ async def test_context_overflow_becomes_openais_error(start: Start) -> None:
     assert "4096" in error["message"]
     assert "6030" in error["message"]
     assert model.in_flight == 0
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_start_that_is_called_off_leaves_no_process(start: Start, turns: int) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    model = await start()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await model.stop()
+    assert {child.pid for child in psutil.Process().children()} == before
 
 
 async def test_more_logprobs_than_openai_allows_are_refused(start: Start) -> None:
