@@ -3,6 +3,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test check lint types contracts shape secrets openapi format lock local bench clean
+.NOTPARALLEL:
 BIN := .venv/bin
 
 help: ## show this list
