@@ -12,8 +12,11 @@ import signal
 import socket
 from collections.abc import Callable, Generator
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
+import httptools
 import uvicorn
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from hortator.api import problem
@@ -22,6 +25,10 @@ from hortator.errors import HeadersTooLarge, HortatorError, InvalidRequest, Unav
 
 DIRECT = "hortator.direct"
 """Name of the ASGI extension that holds the request's `Direct`."""
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
+_HASH = 35
+TICK_SECONDS = 5.0
+"""How often a connection looks at its clock; what is late may be this much later."""
 HEAD_SECONDS = 15.0
 """A request's head must be complete this long after its first byte, or after the connection was made."""
 
@@ -45,34 +52,41 @@ class Listener(HttpToolsProtocol):
     _in_head = True
     _in_body = False
     _discarded = 0
-    _head_timer: asyncio.TimerHandle | None = None
+    _since = 0.0
+    """`loop.time()` of the current head's first byte, or of the last reply's end."""
+    _clock: asyncio.TimerHandle | None = None
     _refusal: HortatorError | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Start the clock for the first head."""
+        """Start the connection's clock. It looks every few seconds at what is late, so that no request needs a timer."""
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._refuse(Unavailable("Too many connections.", code="too_many_connections", retry_after=1))
             return
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+        self._since = self.loop.time()
+        self._clock = self.loop.call_later(TICK_SECONDS, self._tick)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
-        self._stop_clock()
+        if self._clock is not None:
+            self._clock.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; bound what a head may take, and what is thrown away of a body whose reply has been sent."""
         if not self._in_body:
             self._head_bytes += len(data)
-        super().data_received(data)
-        cycle: RequestResponseCycle | None = self.cycle
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or InvalidRequest("The request is not valid HTTP/1.1.", code="malformed_http"))
+            return
+        except httptools.HttpParserUpgrade:
+            pass  # no upgrade is offered; the request is answered as it is
         if self._in_head:
             if self._head_bytes > self.max_head_bytes:
                 self._refuse(HeadersTooLarge(f"The request's headers are over {self.max_head_bytes} bytes."))
-            elif self._head_timer is None and not self.transport.is_closing():
-                self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
-        elif self._in_body and cycle is not None and cycle.response_complete:
+        elif self._in_body and self.cycle.response_complete:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self.transport.close()
@@ -80,49 +94,113 @@ class Listener(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A new head begins."""
         self._in_head = True
-        super().on_message_begin()
+        self._since = self.loop.time()
+        self.url = b""
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is complete: the app takes over unless it is too large or without Host."""
         self._in_head = False
         self._in_body = True
-        self._stop_clock()
-        self._refusal = self._fault()
+        headers = dict(self.headers)
+        version = self.parser.get_http_version()
+        self._refusal = self._fault(headers, version)
         if self._refusal is not None:
             raise ValueError("refused")
         self._head_bytes = self._discarded = 0
-        super().on_headers_complete()
-        extensions: dict[str, Any] = {DIRECT: Direct(self.cycle)}
-        self.scope["extensions"] = extensions
+        path, raw_path, query = _target(self.url)
+        scope: Any = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
+        before: RequestResponseCycle | None = self.cycle
+        self.cycle = cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=headers.get(b"expect", b"").lower() == b"100-continue",
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        scope["extensions"] = {DIRECT: Direct(cycle)}
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:  # a pipelined request waits for its turn
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body; stop reading while the app has too much of it."""
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """The request is complete."""
         self._in_body = False
-        super().on_message_complete()
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP. Called by uvicorn for every parser error, also in a body that is being read."""
-        self._refuse(self._refusal or InvalidRequest("The request is not valid HTTP/1.1.", code="malformed_http"))
+    def on_response_complete(self) -> None:
+        """A reply has been sent: the next pipelined request starts, or the connection is idle from now on."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._since = self.loop.time()
 
-    def _fault(self) -> HortatorError | None:
+    def _tick(self) -> None:
+        """Close a connection whose head does not come, or that has been idle for too long."""
+        cycle: RequestResponseCycle | None = self.cycle
+        waited = self.loop.time() - self._since
+        idle = not self._in_head and cycle is not None and cycle.response_complete
+        if (self._in_head and waited > HEAD_SECONDS) or (idle and waited > self.timeout_keep_alive):
+            self.transport.close()
+        else:
+            self._clock = self.loop.call_later(TICK_SECONDS, self._tick)
+
+    def _fault(self, headers: dict[bytes, bytes], version: str) -> HortatorError | None:
         """Return what is wrong with a complete head, None when it may pass."""
-        headers = self.headers
-        if len(headers) > self.max_headers:
+        if len(self.headers) > self.max_headers:
             return HeadersTooLarge(f"The request has more than {self.max_headers} headers.")
         if self._head_bytes > self.max_head_bytes:  # the bytes that came; part of them may be the body's
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in headers)
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self.max_head_bytes:
                 return HeadersTooLarge(f"The request's headers are over {self.max_head_bytes} bytes.")
-        for name, _ in headers:
-            if name == b"host":
-                return None
-        if self.parser.get_http_version() == "1.0":
-            return None
-        return InvalidRequest("The request has no Host header.", code="malformed_http")
+        if b"host" not in headers and version != "1.0":
+            return InvalidRequest("The request has no Host header.", code="malformed_http")
+        return None
 
     def _refuse(self, error: HortatorError) -> None:
         """Send one error and close; only close where a reply has begun or has been sent to the request at fault."""
-        self._stop_clock()
         if self.transport.is_closing():
             return
         cycle: RequestResponseCycle | None = self.cycle
@@ -131,7 +209,8 @@ class Listener(HttpToolsProtocol):
         if not replied and not self.pipeline:
             content = problem.body(error)
             lines = [STATUS_LINE[error.status]]
-            id = request_id(dict(self.headers or ()))
+            headers: problem.Headers | None = self.headers
+            id = request_id(dict(headers or ()))
             for name, value in [problem.JSON, (b"x-request-id", id.encode()), *problem.headers(error)]:
                 lines += (name, b": ", value, b"\r\n")
             lines.append(b"content-length: %d\r\nconnection: close\r\n\r\n" % len(content))
@@ -141,16 +220,16 @@ class Listener(HttpToolsProtocol):
             cycle.message_event.set()
         self.transport.close()
 
-    def _too_slow(self) -> None:
-        """Close a connection whose head does not come."""
-        self._head_timer = None
-        if self._in_head:
-            self.transport.close()
 
-    def _stop_clock(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+def _target(url: bytes) -> tuple[str, bytes, bytes]:
+    """Return the path, the path as it came, and the query of a request's target. Raises ValueError for an impossible one."""
+    if url.startswith(b"/") and _HASH not in url:
+        raw_path, _, query = url.partition(b"?")
+    else:  # a proxy's absolute form, a fragment
+        parsed = httptools.parse_url(url)
+        raw_path, query = parsed.path or b"/", parsed.query or b""
+    path = raw_path.decode("ascii")
+    return (unquote(path) if "%" in path else path), raw_path, query
 
 
 class Direct:

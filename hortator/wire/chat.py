@@ -110,7 +110,7 @@ class WireUsage(Struct):
 class WholeReply(Struct):
     """What the gateway reads of a completion that came in one piece."""
 
-    choices: list[Object] | UnsetType = UNSET
+    choices: list[Raw] | UnsetType = UNSET
     model: str | None = None
     usage: WireUsage | None = None
     error: Any = None
