@@ -18,7 +18,6 @@ from hortator.api import problem
 from hortator.api.listener import DIRECT, Direct
 from hortator.api.reading import (
     HangUp,
-    HangUps,
     Receive,
     Scope,
     Send,
@@ -67,7 +66,6 @@ class OpenAIDoor:
     def __init__(self, gateway: Gateway, max_body_bytes: int) -> None:
         self._gateway = gateway
         self._max_body_bytes = max_body_bytes
-        self._hang_ups = HangUps()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Answer one request to `path` (below the root path). Never raises but for cancellation."""
@@ -123,7 +121,7 @@ class OpenAIDoor:
         if parsed.stream:
             await self._stream(exchange, caller, call, trace)
             return
-        with HangUp(exchange.receive, trace.hang_up, exchange.started, self._hang_ups):
+        with HangUp(trace.hang_up, exchange.direct, exchange.receive):
             try:
                 body = await self._gateway.complete(caller, call, trace)
             except asyncio.CancelledError as cancelled:
@@ -132,7 +130,7 @@ class OpenAIDoor:
 
     async def _stream(self, exchange: Exchange, caller: Caller, call: Call, trace: Trace) -> None:
         """Write a streamed answer; a failure after the status line becomes an error event, and no `[DONE]` follows it."""
-        with HangUp(exchange.receive, trace.hang_up, exchange.started, None):
+        with HangUp(trace.hang_up, exchange.direct, exchange.receive):
             try:
                 answer = await self._gateway.stream(caller, call, trace)
             except asyncio.CancelledError as cancelled:

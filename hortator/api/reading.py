@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import uuid_utils
 
@@ -23,11 +21,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_SECONDS = 60.0
 """A body must be complete this long after its head."""
-HANG_UP_GRACE = 0.05
-"""Seconds after which a whole answer that has not come yet is watched for a hang-up; most come sooner and cost no watcher."""
-
-SWEEP_SLACK = 0.005
-"""How much too early or too late a watcher may start, seconds."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}").fullmatch
 
@@ -109,72 +102,51 @@ def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body is over the limit of {limit} bytes.")
 
 
-class HangUps:
-    """Starts the watchers of calls that take longer than `HANG_UP_GRACE`. One timer serves all calls of a door."""
+class Line(Protocol):
+    """A client's connection that can say that the client hung up."""
 
-    __slots__ = ("_loop", "_pending", "_timer")
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._pending: deque[HangUp] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, watch: HangUp) -> None:
-        """Start the watcher after the grace, unless the call has ended by then."""
-        self._pending.append(watch)
-        if self._timer is None:
-            self._timer = self._loop.call_later(HANG_UP_GRACE, self._sweep)
-
-    def _sweep(self) -> None:
-        now = monotonic()
-        pending = self._pending
-        while pending and pending[0].due <= now + SWEEP_SLACK:
-            pending.popleft().start()
-        delay = max(SWEEP_SLACK, pending[0].due - now) if pending else 0
-        self._timer = self._loop.call_later(delay, self._sweep) if pending else None
+    def watch(self, hung_up: Callable[[], None] | None) -> None:
+        """Call `hung_up` once if the client hangs up during this request; None = nobody is interested any more."""
+        ...
 
 
 class HangUp:
-    """Watches for the client's hang-up; says so and cancels the door's task then. `with HangUp(...):`, after the body was read."""
+    """Cancels the door's task when the client hangs up. `with HangUp(...):`, after the body was read."""
 
-    __slots__ = ("_hang_ups", "_hung_up", "_receive", "_task", "_watcher", "due")
+    __slots__ = ("_hung_up", "_line", "_receive", "_task", "_watcher")
 
-    def __init__(self, receive: Receive, hung_up: Callable[[], None], began: float, hang_ups: HangUps | None) -> None:
+    def __init__(self, hung_up: Callable[[], None], line: Line | None, receive: Receive) -> None:
         """`hung_up` is called before the task is cancelled, so that it can tell a hang-up from a shutdown.
 
-        `began`: `time.monotonic()` of the call's start. `hang_ups`: who starts the watcher; None = at once.
+        `line` is the short way to know; without it a task waits for ASGI's `http.disconnect`.
         """
-        self._receive: Receive | None = receive
-        self._hung_up: Callable[[], None] | None = hung_up
-        self._hang_ups = hang_ups
+        self._hung_up = hung_up
+        self._line = line
+        self._receive = receive
         self._watcher: asyncio.Task[None] | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self.due = began + HANG_UP_GRACE
+        self._task = asyncio.current_task()
 
     def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        if self._hang_ups is None:
-            self.start()
+        if self._line is not None:
+            self._line.watch(self._gone)
         else:
-            self._hang_ups.add(self)
+            self._watcher = asyncio.create_task(self._watch())
 
     def __exit__(self, *_: object) -> None:
-        if self._watcher is not None:
+        if self._line is not None:
+            self._line.watch(None)
+        elif self._watcher is not None:
             self._watcher.cancel()
-        # The sweep forgets us a moment later; the request's memory must be free for the next one before that.
-        self._task = self._receive = self._hung_up = None
 
-    def start(self) -> None:
-        """Begin to watch, if the call is still running."""
-        if self._task is not None and self._receive is not None and self._hung_up is not None:
-            self._watcher = self._task.get_loop().create_task(_watch(self._receive, self._hung_up, self._task))
+    def _gone(self) -> None:
+        self._hung_up()
+        if self._task is not None:
+            self._task.cancel()
 
-
-async def _watch(receive: Receive, hung_up: Callable[[], None], task: asyncio.Task[Any]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    hung_up()
-    task.cancel()
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone()
 
 
 def where(error: BaseException) -> str:
