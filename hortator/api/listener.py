@@ -131,7 +131,6 @@ class Listener(HttpToolsProtocol):
             "raw_path": raw_path,
             "query_string": query,
             "headers": self.headers,
-            "state": self.app_state.copy(),
         }
         before: RequestResponseCycle | None = self.cycle
         self.cycle = cycle = RequestResponseCycle(
@@ -248,6 +247,14 @@ class Direct:
     def __init__(self, cycle: RequestResponseCycle, listener: Listener) -> None:
         self._cycle = cycle
         self._listener = listener
+
+    def body(self) -> bytes | None:
+        """Return the whole body if it has arrived, None while it has not (`receive` waits for it)."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
 
     def watch(self, hung_up: Callable[[], None] | None) -> None:
         """Call `hung_up` once if the client hangs up during this request; None = nobody is interested any more."""

@@ -107,7 +107,7 @@ class OpenAIDoor:
                 code="invalid_value",
                 param="X-Hortator-Verbosity",
             )
-        parsed = chat.parse(await read_body(headers, exchange.receive, self._max_body_bytes))
+        parsed = chat.parse(await read_body(headers, exchange.direct, exchange.receive, self._max_body_bytes))
         call = Call(
             id=exchange.id,
             operation="chat",

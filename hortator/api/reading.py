@@ -65,17 +65,29 @@ def expect_json(headers: dict[bytes, bytes]) -> None:
         raise UnsupportedMediaType("Compressed bodies are not accepted.", code="unsupported_content_encoding")
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
+class Line(Protocol):
+    """A client's connection that knows more than ASGI tells: the body when it is all there, and that the client hung up."""
+
+    def body(self) -> bytes | None:
+        """Return the whole body if it has arrived, None while it has not."""
+        ...
+
+    def watch(self, hung_up: Callable[[], None] | None) -> None:
+        """Call `hung_up` once if the client hangs up during this request; None = nobody is interested any more."""
+        ...
+
+
+async def read_body(headers: dict[bytes, bytes], line: Line | None, receive: Receive, limit: int) -> bytes:
     """Return the body. Raises TooLarge (from Content-Length before a byte is read), ClientGone, RequestTimeout."""
     length = headers.get(b"content-length")
     if length is not None and int(length) > limit:
         raise _too_large(limit)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
+    body = None if line is None else line.body()
+    if body is not None:
         if len(body) > limit:
             raise _too_large(limit)
         return body
+    message = await receive()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await _rest(message, receive, limit)
@@ -100,14 +112,6 @@ async def _rest(message: MutableMapping[str, Any], receive: Receive, limit: int)
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body is over the limit of {limit} bytes.")
-
-
-class Line(Protocol):
-    """A client's connection that can say that the client hung up."""
-
-    def watch(self, hung_up: Callable[[], None] | None) -> None:
-        """Call `hung_up` once if the client hangs up during this request; None = nobody is interested any more."""
-        ...
 
 
 class HangUp:
