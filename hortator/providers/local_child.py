@@ -121,7 +121,7 @@ def main() -> None:
     try:
         engine = importlib.import_module("xllamacpp")
     except ImportError as error:
-        leave(EXIT_NO_ENGINE, f"the embedded model's engine is not installed: {error}")
+        leave(EXIT_NO_ENGINE, f"the embedded model's engine cannot be loaded: {error}")
     try:
         server = engine.Server(engine_parameters(engine, config))
     except (RuntimeError, ValueError, OSError) as error:

@@ -141,7 +141,10 @@ class Child:
         status = await self._process.wait()
         await asyncio.wait({self._reader}, timeout=STOP_SECONDS)
         if status == EXIT_NO_ENGINE:
-            return ChildFailed("the engine is not installed; pip install 'hortator[local]'", final=True)
+            return ChildFailed(
+                "the engine cannot be loaded, its log says why; pip install 'hortator[local]', on Debian also libgomp1",
+                final=True,
+            )
         if status == -signal.SIGILL:
             return ChildFailed("this processor lacks instructions the engine was built for (AVX2)", final=True)
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
