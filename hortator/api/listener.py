@@ -52,6 +52,8 @@ class Listener(HttpToolsProtocol):
     _in_head = True
     _in_body = False
     _discarded = 0
+    _unparsed = 0
+    """Bytes of a body that are still to come after the parser has stopped at an `Upgrade` header."""
     _since = 0.0
     """`loop.time()` of the current head's first byte, or of the last reply's end."""
     _clock: asyncio.TimerHandle | None = None
@@ -79,6 +81,9 @@ class Listener(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; bound what a head may take, and what is thrown away of a body whose reply has been sent."""
+        if self._unparsed:
+            self._take_unparsed(data)
+            return
         if not self._in_body:
             self._head_bytes += len(data)
         try:
@@ -86,8 +91,8 @@ class Listener(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(self._refusal or InvalidRequest("The request is not valid HTTP/1.1.", code="malformed_http"))
             return
-        except httptools.HttpParserUpgrade:
-            pass  # no upgrade is offered; the request is answered as it is
+        except httptools.HttpParserUpgrade as upgrade:
+            self._without_upgrade(data[upgrade.args[0] :])
         if self._in_head:
             if self._head_bytes > self.max_head_bytes:
                 self._refuse(HeadersTooLarge(f"The request's headers are over {self.max_head_bytes} bytes."))
@@ -95,6 +100,27 @@ class Listener(HttpToolsProtocol):
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self.transport.close()
+
+    def _without_upgrade(self, rest: bytes) -> None:
+        """Answer a request that offers an upgrade as if it had not (RFC 9110, 7.8); Java's client does so with every first one.
+
+        The parser takes the request for complete and stops for good: the body is taken by its length, and this reply is the last.
+        """
+        cycle = self.cycle
+        cycle.keep_alive = False
+        length = int(dict(self.headers).get(b"content-length", b"0"))
+        if length and not cycle.response_complete:
+            cycle.more_body = self._in_body = True
+            self._unparsed = length
+            self._take_unparsed(rest)
+
+    def _take_unparsed(self, data: bytes) -> None:
+        piece = data[: self._unparsed]
+        self._unparsed -= len(piece)
+        if piece:
+            self.on_body(piece)
+        if not self._unparsed:
+            self.on_message_complete()
 
     def on_message_begin(self) -> None:
         """A new head begins."""

@@ -172,3 +172,31 @@ def test_http_1_0_is_answered_and_closed(door: Door) -> None:
         connection.send(raw)
         assert connection.read("GET").status == 200
         assert connection.at_end()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_an_offered_upgrade_is_ignored_and_the_request_is_answered(door: Door, upstream: Upstream, cut: int) -> None:
+    """RFC 9110, 7.8. Java's HTTP client offers h2c with its first request, whose body must not be lost."""
+    body = json.dumps(chat(MODEL, upstream.plan("ok"))).encode()
+    upgrade = (b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAEAAEAAAAIAAAAB")
+    whole = post(door, body, *upgrade, b"content-length: %d" % len(body))
+    with Connection(door.port) as connection:
+        connection.send(whole[: len(whole) - cut])
+        connection.send(whole[len(whole) - cut :])
+        reply = connection.read()
+        assert connection.at_end(), "the parser has stopped: nothing else may come over this connection"
+    assert reply.status == 200
+    assert reply.json["choices"]
+
+
+def test_an_offered_upgrade_without_a_body_is_ignored_too(door: Door) -> None:
+    upgrade = {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-key": "eA==",
+        "sec-websocket-version": "13",
+    }
+    with Connection(door.port) as connection:
+        connection.send(head("GET", "/v1/models", door.headers(None) | upgrade))
+        assert connection.read("GET").status == 200
+        assert connection.at_end()
