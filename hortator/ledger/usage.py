@@ -236,10 +236,7 @@ class Ledger:
     async def _fall_behind(self, batches: list[Batch]) -> None:
         """Stop writing batches from memory: what is in the journal will be replayed from there."""
         self._behind = True
-        while not self._handed.empty():
-            waiting = self._handed.get_nowait()
-            if waiting is not None:
-                batches.append(waiting)
+        batches = [*batches, *self._waiting()]
         self._handed.put_nowait(None)
         await self._in_worker(self._journal.give_up)
         for batch in batches:
@@ -265,22 +262,36 @@ class Ledger:
                 await self._replay_until_level()
             batch = await self._handed.get()
             if batch is not None:
-                await self._store(batch)
+                await self._store([batch, *self._waiting()])
 
-    async def _store(self, batch: Batch) -> None:
-        """Write one batch. Whatever goes wrong, it stays in the journal and is tried again from there."""
+    def _waiting(self) -> list[Batch]:
+        """Take the batches that wait for the database. They go in together: under load, hops between threads cost more than rows."""
+        waiting: list[Batch] = []
+        while not self._handed.empty():
+            batch = self._handed.get_nowait()
+            if batch is not None:
+                waiting.append(batch)
+        return waiting
+
+    async def _store(self, batches: list[Batch]) -> None:
+        """Write some batches. Whatever goes wrong, they stay in the journal and are tried again from there."""
         try:
-            inserted = await insert_usage(self._database, batch.rows)
+            inserted = await insert_usage(self._database, [row for batch in batches for row in batch.rows])
         except Exception as error:  # noqa: BLE001 - the outermost edge of a background task
             if not isinstance(error, Unavailable):
                 log.error("usage records cannot be written: %s", type(error).__name__)
-            await self._fall_behind([batch])
+            await self._fall_behind(batches)
             return
         self._written += inserted.new
         self._drop(inserted.refused)
-        if batch.segment is not None:
-            await self._in_worker(self._journal.done, batch.segment)
-        self._settle()
+        await self._in_worker(self._forget, [batch.segment for batch in batches if batch.segment is not None])
+        for _ in batches:
+            self._settle()
+
+    def _forget(self, segments: list[Segment]) -> None:
+        """In the worker: these batches are in the database."""
+        for segment in segments:
+            self._journal.done(segment)
 
     async def _replay_until_level(self) -> None:
         """Replay the journal, with growing pauses while the database is down, until nothing is left in it."""
