@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -16,7 +17,9 @@ from fastapi import FastAPI
 from hortator.api import shell
 from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send, naming
-from hortator.call import ProviderId
+from hortator.call import ProviderId, Usage
+from hortator.dispatch import Dispatch, breaker, retry
+from hortator.dispatch.balance import Balance
 from hortator.dispatch.health import Health
 from hortator.errors import Unavailable
 from hortator.gateway import Gateway
@@ -61,6 +64,7 @@ class App:
         if local is not None:
             self._providers[ProviderId(LOCAL)] = LocalProvider(local)
         optional = frozenset(ProviderId(p.id) for p in settings.providers if p.detect)
+        self.balance = Balance(_breaker_limits(settings), prices=_prices(settings, prices))
         self._health = Health(remote, optional, self._rebuild_catalogue)
         self._catalogue: Catalogue
         self._rebuild_catalogue()
@@ -77,7 +81,8 @@ class App:
         await self._ledger.start()
         if self._local is not None:
             await self._local.start()
-        gateway = Gateway(self.settings, self._identity, lambda: self._catalogue, self._providers, self._ledger)
+        dispatch = Dispatch(self._providers, self.balance, retry.Retry(_retry_limits(self.settings)))
+        gateway = Gateway(self.settings, self._identity, lambda: self._catalogue, dispatch, self._ledger)
         self._door = OpenAIDoor(gateway, self.settings.server.max_body_bytes)
         self._tasks.append(asyncio.create_task(self._health.run(), name="health"))
         if not self._migrated:
@@ -122,8 +127,17 @@ class App:
             "ready": store == "up" and serving,
             "store": {"state": store},
             "providers": providers,
+            "deployments": self._deployments(),
             "model": model,
             "ledger": msgspec.to_builtins(self._ledger.gauges),
+        }
+
+    def _deployments(self) -> dict[str, Any]:
+        """Return how the deployments of named models do. Others are not shown: clients may have made up their names."""
+        gauges = self.balance.gauges(monotonic())
+        return {
+            id: msgspec.to_builtins(gauges[id]) if id in gauges else {"state": "closed"}
+            for id in sorted(self._catalogue.named_deployments())
         }
 
     def _rebuild_catalogue(self) -> None:
@@ -147,6 +161,29 @@ def database(settings: Settings) -> Database:
     """Return the configured store."""
     url = settings.store.url
     return Database(sqlite_url(settings.home / "hortator.db") if url is None else url.reveal())
+
+
+def _breaker_limits(settings: Settings) -> breaker.Limits:
+    chosen = settings.breaker
+    return breaker.Limits(chosen.failures, chosen.open_ms / 1000, chosen.max_pause_ms / 1000)
+
+
+def _retry_limits(settings: Settings) -> retry.Limits:
+    chosen = settings.retry
+    seconds = (chosen.delay_ms / 1000, chosen.max_wait_ms / 1000)
+    return retry.Limits(chosen.max_retries, *seconds, chosen.ratio, chosen.floor)
+
+
+def _prices(settings: Settings, book: PriceBook) -> dict[str, float]:
+    """Return what a common call costs at each deployment among which the cheapest is to be chosen."""
+    usual = Usage(input=3000, output=1000)
+    found: dict[str, float] = {}
+    for place in (place for model in settings.models if model.strategy == "cheapest" for place in model.deployments):
+        price = book.price(place.provider, place.model)
+        cost = None if price is None else price.cost(usual)
+        if cost is not None:
+            found[f"{place.provider}/{place.model}"] = float(cost)
+    return found
 
 
 def upstream(settings: Settings) -> Upstream:

@@ -11,6 +11,8 @@ from typing import Literal, NewType
 
 import msgspec
 
+from hortator.settings import Strategy
+
 TenantId = NewType("TenantId", str)
 KeyHash = NewType("KeyHash", str)
 ModelId = NewType("ModelId", str)
@@ -18,6 +20,7 @@ ProviderId = NewType("ProviderId", str)
 RequestId = NewType("RequestId", str)
 
 Operation = Literal["chat"]
+Resend = Literal["again", "elsewhere", "never"]
 UsageSource = Literal["reported", "estimated", "unknown"]
 
 
@@ -58,16 +61,38 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """`time.monotonic()` when the request's head was read, seconds."""
     received_at: float
     """Unix time of the same moment, seconds."""
+    session: bytes | None = None
+    """What the client named its session, so that its requests meet the same deployment."""
+    resend: Resend = "again"
+    """After a failure: also ask the same deployment again, only others, or nobody."""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One model's deployments and how to choose among them."""
+
+    model: ModelId
+    candidates: tuple[Deployment, ...]
+    strategy: Strategy = "ordered"
+    weights: tuple[int, ...] = ()
+    """One for each candidate where the strategy is `weighted`."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a call may go, best first, and why."""
+    """Where a call may go and why. A room that only wants the model's own deployments sees it as a `Route`."""
 
     model: ModelId
     candidates: tuple[Deployment, ...]
     reason: str
     status_wait_ms: int
     """How long a stream's status line waits for the upstream's verdict, milliseconds."""
+    strategy: Strategy = "ordered"
+    weights: tuple[int, ...] = ()
+    fallbacks: tuple[Route, ...] = ()
+    """Other models, in order, for when no candidate answers."""
+    context_fallbacks: tuple[Route, ...] = ()
+    """Instead of `fallbacks` when the request is too long for the model."""
+    content_fallbacks: tuple[Route, ...] = ()
+    """Instead of `fallbacks` when the provider's content filter refuses the request."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

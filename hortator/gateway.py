@@ -6,14 +6,13 @@ neither sockets nor the database: rooms do, each behind its own door.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import monotonic
 
-from hortator.call import Call, Caller, Outcome, ProviderId
-from hortator.dispatch import Stream, Trace, carry_whole
+from hortator.call import Call, Caller, Outcome
+from hortator.dispatch import Dispatch, Stream, Trace, carry_whole
 from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger
-from hortator.providers.base import Provider
 from hortator.routing import Catalogue, decide
 from hortator.settings import Settings
 from hortator.tenancy import Identity
@@ -53,12 +52,12 @@ class Gateway:
         settings: Settings,
         identity: Identity,
         catalogue: Callable[[], Catalogue],
-        providers: Mapping[ProviderId, Provider],
+        dispatch: Dispatch,
         ledger: Ledger,
     ) -> None:
         self._identity = identity
         self._catalogue = catalogue
-        self._providers = providers
+        self._dispatch = dispatch
         self._ledger = ledger
         self._total = settings.timeouts.total_ms / 1000
         self._keep_alive = settings.stream.keep_alive_ms / 1000
@@ -80,7 +79,7 @@ class Gateway:
         """Walk a call whose answer comes in one piece; return its body. What happened is in `trace`, also after an error."""
         try:
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
-            body = await carry_whole(self._providers, call, decision, trace, call.started + self._total)
+            body = await carry_whole(self._dispatch, call, decision, trace, call.started + self._total)
         except BaseException as error:
             self._record(caller, call, trace, error)
             raise
@@ -94,7 +93,7 @@ class Gateway:
         except HortatorError as error:
             self._record(caller, call, trace, error)
             raise
-        stream = Stream(self._providers, call, decision, trace, call.started + self._total, self._keep_alive)
+        stream = Stream(self._dispatch, call, decision, trace, call.started + self._total, self._keep_alive)
         try:
             await stream.open()
         except BaseException as error:

@@ -97,15 +97,24 @@ def document(upstream: Upstream, ports: BadPorts, port: int, changes: dict[str, 
         "server": {"host": "127.0.0.1", "port": port, "drain_seconds": 10, **changes.pop("server", {})},
         "local": {"enabled": False},
         "detect_providers": False,
+        # Each test plans its own failures at the same deployments: no test's failures keep another from them, and none is
+        # asked twice. Tests of just that set their own.
+        "retry": {"ratio": 0, "floor": 0},
+        "breaker": {"failures": 0, "max_pause_ms": 0},
         "providers": [
             provider("one", upstream.base_url("one"), "${ONE_KEY}"),
             provider("two", upstream.base_url("two"), "${TWO_KEY}"),
             *(provider(name, address, "${ONE_KEY}") for name, address in addresses.items()),
         ],
         "models": [
-            {"id": PAIR, "deployments": [{"provider": name, "model": "scripted"} for name in ("one", "two")]},
+            {
+                "id": PAIR,
+                "strategy": "ordered",
+                "deployments": [{"provider": name, "model": "scripted"} for name in ("one", "two")],
+            },
             {
                 "id": "closed-pair",
+                "strategy": "ordered",
                 "deployments": [{"provider": name, "model": "scripted"} for name in ("closed", "two")],
             },
         ],

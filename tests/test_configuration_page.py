@@ -66,5 +66,17 @@ def test_what_the_example_sets_but_does_not_explain_are_the_defaults(tmp_path: P
     empty = tmp_path / "empty.yaml"
     empty.touch()
     default = load(empty, {"HORTATOR_HOME": str(tmp_path)})
-    for section in ("server", "store", "identity", "ledger", "stream", "timeouts", "upstream", "local", "logging"):
+    for section in (
+        "server",
+        "store",
+        "identity",
+        "ledger",
+        "stream",
+        "timeouts",
+        "retry",
+        "breaker",
+        "upstream",
+        "local",
+        "logging",
+    ):
         assert getattr(example, section) == getattr(default, section)

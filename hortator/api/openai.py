@@ -27,7 +27,7 @@ from hortator.api.reading import (
     request_id,
     where,
 )
-from hortator.call import Call, Caller, ModelId, RequestId
+from hortator.call import Call, Caller, ModelId, RequestId, Resend
 from hortator.dispatch import Trace
 from hortator.errors import ClientGone, HortatorError, InvalidRequest, MethodNotAllowed, NotFound
 from hortator.gateway import Gateway, StreamedAnswer, overhead_ms
@@ -117,6 +117,8 @@ class OpenAIDoor:
             wants_usage=parsed.wants_usage,
             started=exchange.started,
             received_at=time.time(),
+            session=headers.get(b"x-hortator-session"),
+            resend=_resend(headers),
         )
         if parsed.stream:
             await self._stream(exchange, caller, call, trace)
@@ -177,6 +179,13 @@ class OpenAIDoor:
 def _allow(exchange: Exchange, *methods: str) -> None:
     if exchange.method not in methods:
         raise MethodNotAllowed(f"{exchange.method} is not allowed here; use {' or '.join(methods)}.", allowed=methods)
+
+
+def _resend(headers: dict[bytes, bytes]) -> Resend:
+    """Return how often a request may be sent on. A client that sends it for the second time is itself the one who retries."""
+    if headers.get(b"x-hortator-no-retry", b"").lower() == b"true":
+        return "never"
+    return "again" if headers.get(b"x-stainless-retry-count", b"0") == b"0" else "elsewhere"
 
 
 def _told(call: Call, trace: Trace, now: float) -> problem.Headers:

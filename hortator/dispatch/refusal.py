@@ -1,12 +1,15 @@
 """Turns a provider's refusal into the error our caller gets, and says whether another deployment may do better.
 
-Called by both carriers. The caller's status is true where the caller can act on it (400, 404, 413, 422, 429, 503); a provider
+Called by the carriers and `attempts.py`. The caller's status is true where the caller can act on it (400, 404, 413, 422, 429, 503); a provider
 key that is refused is our operator's trouble, not the caller's, and its text never leaves the house.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
 
 from hortator.errors import HortatorError, TotalTimeout, UpstreamError, UpstreamRefused
 from hortator.providers.base import Provider
@@ -19,6 +22,8 @@ _OTHER_STATUS = {402: 429, 408: 504, 504: 504, 529: 503}
 _PASSED = frozenset({b"retry-after", b"retry-after-ms", b"openai-processing-ms", b"openai-version"})
 _ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 429})
 """Client-error statuses after which another deployment is worth a try: they speak of the provider, not of the request."""
+
+_NUMBER = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch
 
 _TYPES = {429: "rate_limit_error", 502: "upstream_error", 503: "service_unavailable_error", 504: "upstream_error"}
 
@@ -59,11 +64,18 @@ def _default_code(status: int) -> str:
 
 
 def _retry_after(headers: Headers) -> float | None:
-    """Return the seconds of a numeric Retry-After; an HTTP date passes as a header only."""
-    for name, value in headers:
-        if name == b"retry-after" and value.isdigit():
-            return float(value)
-    return None
+    """Return the seconds that a provider asks to wait: `retry-after-ms`, else Retry-After as a number or an HTTP date."""
+    found = {name: value for name, value in headers if name in (b"retry-after", b"retry-after-ms")}
+    milliseconds, seconds = found.get(b"retry-after-ms", b""), found.get(b"retry-after", b"")
+    if _NUMBER(milliseconds):
+        return float(milliseconds) / 1000
+    if _NUMBER(seconds):
+        return float(seconds)
+    try:
+        at = parsedate_to_datetime(seconds.decode("latin-1"))
+    except ValueError:
+        return None
+    return max(0.0, at.timestamp() - time.time())
 
 
 def may_go_elsewhere(error: HortatorError) -> bool:
@@ -76,10 +88,12 @@ def may_go_elsewhere(error: HortatorError) -> bool:
 def final(failures: Sequence[tuple[str, HortatorError]]) -> HortatorError:
     """Return the one error for a call whose candidates all failed; `failures` holds (deployment id, error), in order.
 
-    One candidate, or all alike: its own error, with its true status and Retry-After. Otherwise 502 with the attempts listed.
+    One deployment, or all alike: the last error, with its true status and Retry-After. Otherwise 502 with the attempts listed.
     """
     last = failures[-1][1]
-    if isinstance(last, TotalTimeout) or len({(error.status, error.code) for _, error in failures}) == 1:
+    deployments = {deployment for deployment, _ in failures}
+    kinds = {(error.status, error.code) for _, error in failures}
+    if isinstance(last, TotalTimeout) or len(deployments) == 1 or len(kinds) == 1:
         return last
     listed = ", ".join(f"{deployment}: {error.code}" for deployment, error in failures)
     return UpstreamError(f"All deployments failed ({listed}).", code="all_deployments_failed")

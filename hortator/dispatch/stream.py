@@ -8,15 +8,17 @@ honest error event. The stream never reads ahead: a client that does not read st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import monotonic
 
-from hortator.call import Call, Decision, Deployment, ProviderId
+from hortator.call import Call, Decision, Deployment
+from hortator.dispatch.attempts import Dispatch, carry
+from hortator.dispatch.balance import Turn
 from hortator.dispatch.estimate import estimated, reported
-from hortator.dispatch.refusal import final, may_go_elsewhere, passed_headers, refused
+from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
 from hortator.errors import HortatorError, InvalidReply, TruncatedStream
-from hortator.providers.base import Provider, Reply
+from hortator.providers.base import Reply
 from hortator.wire import refusal
 from hortator.wire.chat_stream import KEEP_ALIVE, ChatStream
 from hortator.wire.sse import EventSplitter
@@ -35,32 +37,32 @@ class Stream:
         "_call",
         "_chat",
         "_commit",
-        "_committed",
         "_deadline",
         "_decision",
+        "_dispatch",
         "_heartbeat",
         "_keep_alive",
         "_last",
         "_loop",
-        "_providers",
         "_quiet",
         "_reply",
         "_splitter",
         "_trace",
+        "_turn",
         "_write",
         "ended",
     )
 
     def __init__(
         self,
-        providers: Mapping[ProviderId, Provider],
+        dispatch: Dispatch,
         call: Call,
         decision: Decision,
         trace: Trace,
         deadline: float,
         keep_alive: float,
     ) -> None:
-        self._providers = providers
+        self._dispatch = dispatch
         self._call = call
         self._decision = decision
         self._trace = trace
@@ -68,7 +70,8 @@ class Stream:
         self._keep_alive = keep_alive
         self._loop = asyncio.get_running_loop()
         self._commit: asyncio.Task[bytes] | None = None
-        self._committed = False
+        self._turn: Turn | None = None
+        """The attempt that answers; None before the commit point."""
         self._heartbeat: asyncio.TimerHandle | None = None
         self._quiet = False
         self._reply: Reply | None = None
@@ -142,8 +145,8 @@ class Stream:
         if self._commit is not None and not self._commit.done():
             self._commit.cancel()
             await asyncio.wait((self._commit,))
-        if self._committed:
-            self._settle(error)
+        if self._turn is not None:
+            self._settle(self._turn, error)
         if self._reply is None:
             return
         try:
@@ -152,10 +155,12 @@ class Stream:
         finally:
             self._reply.close()
 
-    def _settle(self, error: BaseException | None) -> None:
+    def _settle(self, turn: Turn, error: BaseException | None) -> None:
         """Note the end of the answering attempt and its usage."""
         trace, chat = self._trace, self._chat
-        trace.end(error, monotonic())
+        now = monotonic()
+        trace.end(error, now)
+        turn.leave(error, now)
         trace.response_model = chat.model
         trace.usage = reported(chat.usage) if chat.usage else estimated(self._call, chat.text_length)
         trace.complete = self.ended and error is None
@@ -216,33 +221,20 @@ class Stream:
             return failure
         assert self._reply is not None
         assert self._trace.deployment is not None
-        provider = self._providers[self._trace.deployment.provider]
+        provider = self._dispatch.providers[self._trace.deployment.provider]
         said = refusal.read_object(failure.error)
         return refused(provider, said.status or 502, self._reply.headers, said)
 
     async def _until_commit(self) -> bytes:
         """Try candidates until one sends content; return everything it sent so far, ready for the client."""
-        failures: list[tuple[str, HortatorError]] = []
-        for deployment in self._decision.candidates:
-            self._trace.begin(deployment, monotonic())
-            try:
-                first = await self._attempt(deployment)
-            except BaseException as error:
-                self._trace.end(error, monotonic())
-                self._drop()
-                if not isinstance(error, HortatorError):
-                    raise
-                failures.append((deployment.id, error))
-                if not may_go_elsewhere(error):
-                    break
-            else:
-                self._committed = True
-                return first
-        raise final(failures)
+        first, self._turn = await carry(
+            self._dispatch, self._call, self._decision, self._trace, self._deadline, self._attempt
+        )
+        return first
 
     async def _attempt(self, deployment: Deployment) -> bytes:
         """Ask one deployment once; return its bytes up to and with the first content."""
-        provider = self._providers[deployment.provider]
+        provider = self._dispatch.providers[deployment.provider]
         trace = self._trace
         begun = monotonic()
         try:
@@ -257,8 +249,10 @@ class Stream:
                 held += self._take(await reply.next())
                 if self._chat.failure is not None and not self._chat.committed:
                     raise self._failure()
-        except asyncio.CancelledError:
-            trace.usage = estimated(self._call, None)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                trace.usage = estimated(self._call, None)
+            self._drop()
             raise
         finally:
             now = monotonic()

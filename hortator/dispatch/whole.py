@@ -1,44 +1,34 @@
 """Carries a call whose answer comes in one piece.
 
-The gateway calls `carry_whole`; we try the decision's candidates in order until one answers, and note every attempt in the
-trace. A broken reply is never passed on: the client gets another deployment's answer or an error.
+The gateway calls `carry_whole`; `attempts.carry` says which deployment is asked, and here it is asked once. A broken reply is never passed on: the client gets another deployment's answer or an error.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable
 from time import monotonic
 
-from hortator.call import Call, Decision, Deployment, ProviderId
+from hortator.call import Call, Decision, Deployment
+from hortator.dispatch.attempts import Dispatch, carry
 from hortator.dispatch.estimate import estimated, reported
-from hortator.dispatch.refusal import final, may_go_elsewhere, passed_headers, refused
+from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
-from hortator.errors import HortatorError
 from hortator.providers.base import Provider
 from hortator.wire import chat, refusal
 
-Providers = Mapping[ProviderId, Provider]
 
-
-async def carry_whole(providers: Providers, call: Call, decision: Decision, trace: Trace, deadline: float) -> bytes:
+async def carry_whole(dispatch: Dispatch, call: Call, decision: Decision, trace: Trace, deadline: float) -> bytes:
     """Return the body of the first good answer. Raises the error the caller is to get."""
-    failures: list[tuple[str, HortatorError]] = []
-    for deployment in decision.candidates:
-        trace.begin(deployment, monotonic())
-        try:
-            body = await _attempt(providers[deployment.provider], call, deployment, trace, deadline)
-        except BaseException as error:
-            trace.end(error, monotonic())
-            if not isinstance(error, HortatorError):
-                raise
-            failures.append((deployment.id, error))
-            if not may_go_elsewhere(error):
-                break
-        else:
-            trace.end(None, monotonic())
-            return body
-    raise final(failures)
+
+    def ask(deployment: Deployment) -> Awaitable[bytes]:
+        return _attempt(dispatch.providers[deployment.provider], call, deployment, trace, deadline)
+
+    body, turn = await carry(dispatch, call, decision, trace, deadline, ask)
+    now = monotonic()
+    trace.end(None, now)
+    turn.leave(None, now)
+    return body
 
 
 async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace: Trace, deadline: float) -> bytes:

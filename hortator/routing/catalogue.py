@@ -6,7 +6,7 @@ Built from the settings, from what providers list, and from the embedded model. 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import translate
 from functools import lru_cache
@@ -14,8 +14,8 @@ from itertools import islice
 
 from msgspec import UNSET, Struct, UnsetType
 
-from hortator.call import Deployment, ProviderId
-from hortator.settings import LOCAL, Settings
+from hortator.call import Deployment, ModelId, ProviderId, Route
+from hortator.settings import LOCAL, NamedModel, Settings
 
 CREATED = 1_763_683_200
 """`created` of every entry, Unix seconds: providers' own dates are not known, and clients only want a number."""
@@ -47,16 +47,20 @@ class Catalogue:
         had; one with none left is not here either.
         """
         self._models: dict[str, tuple[Deployment, ...]] = {}
+        self._named: dict[str, tuple[Route, NamedModel]] = {}
         self._entries: dict[str, Entry] = {}
         self._open: dict[str, ProviderId] = {}
         self._tails: dict[str, list[str]] = {}
         providers = [p for p in settings.providers if not p.detect or discovered.get(ProviderId(p.id))]
         here = {provider.id for provider in providers} | ({LOCAL} if local is not None else set())
         for model in settings.models:
-            places = (place for place in model.deployments if place.provider in here)
+            places = [place for place in model.deployments if place.provider in here]
             chosen = tuple(_deployment(ProviderId(place.provider), place.model) for place in places)
             if chosen:
                 self._add(model.id, "hortator", chosen, model.description)
+                weights = tuple(place.weight for place in places)
+                route = Route(model=ModelId(model.id), candidates=chosen, strategy=model.strategy, weights=weights)
+                self._named[model.id] = route, model
         if local is not None:
             self._add(f"{LOCAL}/{local}", "hortator", (_deployment(ProviderId(LOCAL), local),), _LOCAL_NOTE)
         for provider in providers:
@@ -80,6 +84,24 @@ class Catalogue:
             if provider is not None and slash and name:
                 return (_deployment(provider, name),)
         return found
+
+    def named(self, model: str) -> tuple[Route, NamedModel] | None:
+        """Return a named model's deployments and its settings; None when `model` is not one, or has none left."""
+        return self._named.get(model)
+
+    def routes(self, models: Iterable[str], allowed: tuple[str, ...]) -> tuple[Route, ...]:
+        """Return those of `models` that are served now and that a key with these globs may use."""
+        found: list[Route] = []
+        for model in models:
+            named = self._named.get(model)
+            candidates = self.resolve(model)
+            if candidates is not None and may_use(allowed, model):
+                found.append(named[0] if named else Route(model=ModelId(model), candidates=candidates))
+        return tuple(found)
+
+    def named_deployments(self) -> set[str]:
+        """Return the ids of all deployments of named models."""
+        return {deployment.id for route, _ in self._named.values() for deployment in route.candidates}
 
     def visible(self, allowed: tuple[str, ...]) -> list[Entry]:
         """Return the entries a key with these globs may use."""

@@ -26,4 +26,18 @@ def decide(model: ModelId, allowed: tuple[str, ...], catalogue: Catalogue, statu
         )
     if not may_use(allowed, model):
         raise Forbidden(f"This key may not use the model '{model[:200]}'.", code="model_not_allowed", param="model")
-    return Decision(model=model, candidates=candidates, reason="named", status_wait_ms=status_wait_ms)
+    named = catalogue.named(model)
+    if named is None:
+        return Decision(model=model, candidates=candidates, reason="named", status_wait_ms=status_wait_ms)
+    route, chosen = named
+    return Decision(
+        model=model,
+        candidates=candidates,
+        reason="named",
+        status_wait_ms=status_wait_ms,
+        strategy=route.strategy,
+        weights=route.weights,
+        fallbacks=catalogue.routes(chosen.fallbacks, allowed),
+        context_fallbacks=catalogue.routes(chosen.context_fallbacks, allowed),
+        content_fallbacks=catalogue.routes(chosen.content_fallbacks, allowed),
+    )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from hortator.settings.document import (
+    Breaker,
     DeploymentChoice,
     Identity,
     Ledger,
@@ -13,9 +14,11 @@ from hortator.settings.document import (
     Logging,
     NamedModel,
     Provider,
+    Retry,
     Server,
     Settings,
     Store,
+    Strategy,
     Streaming,
     Timeouts,
     Upstream,
@@ -28,6 +31,7 @@ from hortator.settings.secret import Secret
 __all__ = [
     "LOCAL",
     "PRESETS",
+    "Breaker",
     "DeploymentChoice",
     "Identity",
     "Ledger",
@@ -35,10 +39,12 @@ __all__ = [
     "Logging",
     "NamedModel",
     "Provider",
+    "Retry",
     "Secret",
     "Server",
     "Settings",
     "Store",
+    "Strategy",
     "Streaming",
     "Timeouts",
     "Upstream",

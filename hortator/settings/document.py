@@ -20,6 +20,7 @@ Bytes = Annotated[int, Meta(ge=1024, le=1 << 40)]
 Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Strategy = Literal["ordered", "least-in-flight", "weighted", "lowest-latency", "cheapest"]
 
 
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,6 +141,34 @@ class Provider(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """True = served once it has answered, and no fault when it never does."""
 
 
+class Retry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is done about a failure before an answer began."""
+
+    max_retries: Annotated[int, Meta(ge=0, le=20)] = 3
+    """Most attempts of one request after its first, over all deployments and fallback models (R-001-9). 0 = none, anywhere."""
+    delay_ms: Milliseconds = 100
+    """Milliseconds before a deployment that failed is asked again; doubles each time, give or take a quarter. Others are asked
+    at once."""
+    max_wait_ms: Annotated[int, Meta(ge=0, le=600_000)] = 5000
+    """Longest Retry-After that is waited for, milliseconds. After a longer one the deployment is not asked again."""
+    ratio: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Share of the requests of the last ten seconds that may be sent to the same deployment again, so that an outage is not
+    multiplied. Other deployments may always be asked."""
+    floor: Annotated[int, Meta(ge=0, le=1_000_000)] = 10
+    """Second tries that are always allowed in ten seconds. With `ratio` 0 too, no deployment is asked twice."""
+
+
+class Breaker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a deployment is left alone, as long as another can answer."""
+
+    failures: Annotated[int, Meta(ge=0, le=1_000_000)] = 5
+    """Consecutive failures after which it is (R-001-8): no connection, time-out, broken reply, 5xx, 401, 402, 408. 0 = never."""
+    open_ms: Milliseconds = 60_000
+    """Milliseconds until one request may probe it."""
+    max_pause_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 60_000
+    """Most milliseconds that it is left alone because of its Retry-After. 0 = not at all."""
+
+
 class DeploymentChoice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One place where a named model can be had."""
 
@@ -147,6 +176,8 @@ class DeploymentChoice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Id of a provider, or `local`."""
     model: Name
     """The provider's own name for the model."""
+    weight: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    """Its share under the strategy `weighted`. 0 = only when the others fail."""
 
 
 class NamedModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -155,7 +186,18 @@ class NamedModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     id: Name
     """What clients ask for. Looked up before `provider/model` is split, so it may contain `/`. Unique."""
     deployments: Annotated[tuple[DeploymentChoice, ...], Meta(min_length=1)]
-    """Where to get it, best first: the next is tried when one fails before its answer began."""
+    """Where to get it: another is tried when one fails before its answer began."""
+    strategy: Strategy = "least-in-flight"
+    """Which of them is asked first. `ordered`: the first in the list. `least-in-flight`: the one with the fewest requests.
+    `weighted`: each by its `weight`. `lowest-latency`: the quicker of two taken at random, by a moving average. `cheapest`: by
+    the price list. In the middle three a session (`x-hortator-session`, `prompt_cache_key`) keeps its deployment."""
+    fallbacks: tuple[Name, ...] = ()
+    """Ids of other models, asked in this order when no deployment answers. The key must be allowed to use them; their own
+    fallbacks do not count."""
+    context_fallbacks: tuple[Name, ...] = ()
+    """The same for requests that are too long for this model. Empty = the client gets the provider's 400."""
+    content_fallbacks: tuple[Name, ...] = ()
+    """The same for requests that the provider's content filter refuses. Empty = the client gets the provider's error."""
     description: Annotated[str, Meta(max_length=500)] | None = None
     """One line for the model list. None = none."""
 
@@ -208,6 +250,10 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Streamed replies."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     """How long an upstream may take."""
+    retry: Retry = field(default_factory=Retry)
+    """What is done about a failure before an answer began."""
+    breaker: Breaker = field(default_factory=Breaker)
+    """When a deployment is left alone."""
     upstream: Upstream = field(default_factory=Upstream)
     """Connections to providers."""
     detect_providers: bool = True

@@ -147,6 +147,28 @@ class Rules:
             if pair in seen:
                 self._note(deployment, "", "this deployment is listed twice; keep one")
             seen.add(pair)
+        if model.strategy == "weighted" and not any(deployment.weight for deployment in model.deployments):
+            self._note(model, "strategy", "every `weight` is 0; give one deployment more")
+        for field in ("fallbacks", "context_fallbacks", "content_fallbacks"):
+            for fallback in getattr(model, field):
+                problem = self._fallback_problem(model, field, fallback)
+                if problem is not None:
+                    self._note(model, field, problem)
+
+    def _fallback_problem(self, model: NamedModel, field: str, fallback: str) -> str | None:
+        """A fallback is another model of the document, or any at a known provider."""
+        if fallback == model.id:
+            return "a model is not its own fallback"
+        if getattr(model, field).count(fallback) > 1:
+            return f"{fallback!r} is listed twice; keep one"
+        named = [other.id for other in self._document.models]
+        provider, _, name = fallback.partition("/")
+        remote = {known.id: known.models for known in self._document.providers}
+        if fallback in named or (name and provider == LOCAL and self._document.local.enabled):
+            return None
+        if name and provider in remote and name in (remote[provider] or (name,)):
+            return None
+        return f"there is no model {fallback!r}{closest(fallback, named)}; write the id of one above, or provider/model"
 
 
 def url_problem(url: str, *, credentials: bool = False) -> str | None:

@@ -48,8 +48,14 @@ class Seen:
 class Upstream:
     """A running scripted upstream on 127.0.0.1."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
         self.port = port
+        self.process = process
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        self.process.kill()
+        self.process.wait()
 
     def base_url(self, provider: str) -> str:
         """The base URL at which this upstream plays `provider`."""
@@ -91,15 +97,19 @@ class Upstream:
 
 
 @contextmanager
-def running_upstream() -> Iterator[Upstream]:
-    """Run a scripted upstream process for a while."""
+def running_upstream(port: int = 0) -> Iterator[Upstream]:
+    """Run a scripted upstream process for a while; 0 = any free port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.upstream"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.upstream", "--port", str(port)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdin is not None
     try:
-        yield Upstream(json.loads(process.stdout.readline())["port"])
+        yield Upstream(json.loads(process.stdout.readline())["port"], process)
     finally:
         process.stdin.close()
         process.wait(timeout=10)

@@ -1,0 +1,230 @@
+"""Which deployment is asked next: the state of each deployment, and the strategies that order candidates by it.
+
+`attempts.py` asks before every attempt and says how it ended. Choosing is deterministic given this state: time, randomness
+and prices come from outside. It does no I/O and knows nothing of errors but what `breaker.judge` says of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import blake2b
+from math import exp, inf, log
+from random import Random
+
+import msgspec
+
+from hortator.call import Call, Decision, Deployment, Route
+from hortator.dispatch.breaker import Breaker, Limits, State, judge
+from hortator.errors import HortatorError
+
+MAX_PLACES = 10_000
+"""Deployments remembered: clients may name any model of an open provider, so idle ones are forgotten beyond it."""
+DECAY_SECONDS = 10.0
+"""Time constant of the latency average: a slow moment weighs a third of it after ten seconds, and less and less."""
+
+_STICKY = frozenset({"least-in-flight", "weighted", "lowest-latency"})
+"""Strategies that a session overrides. In the other two the operator has said which deployment comes first, or why."""
+
+
+class Gauge(msgspec.Struct, frozen=True, kw_only=True):
+    """One deployment at one moment."""
+
+    state: State
+    """Of its breaker."""
+    in_flight: int
+    failures: int
+    """Consecutive ones."""
+    retry_in: float
+    """Seconds until it is asked again, 0 when it is asked now."""
+    latency_ms: float | None
+    """Moving average to the first content; None before the first answer."""
+
+
+class Place:
+    """What is known about one deployment."""
+
+    __slots__ = ("_answered_at", "breaker", "credit", "deployment", "in_flight", "latency", "picked")
+
+    def __init__(self, deployment: Deployment, limits: Limits) -> None:
+        self.deployment = deployment
+        self.breaker = Breaker(limits)
+        self.in_flight = 0
+        self.picked = 0
+        """Number of the last request it was asked for; smaller = longer ago."""
+        self.credit: dict[str, float] = {}
+        """What `weighted` owes it, by model."""
+        self.latency = 0.0
+        """Seconds to the first content, moving average; jumps up at once (peak EWMA). 0 = unknown."""
+        self._answered_at = 0.0
+
+    def sample(self, seconds: float, now: float) -> None:
+        """Take a latency into the average."""
+        if seconds >= self.latency:
+            self.latency = seconds
+        else:
+            self.latency = seconds + (self.latency - seconds) * exp((self._answered_at - now) / DECAY_SECONDS)
+        self._answered_at = now
+
+    def cost(self, now: float) -> float:
+        """Return what `lowest-latency` compares: the average, which fades while nobody asks, times the requests it has."""
+        return self.latency * exp(min(0.0, self._answered_at - now) / DECAY_SECONDS) * (self.in_flight + 1)
+
+
+class Turn:
+    """One attempt at a place. `leave` ends it, always, once."""
+
+    __slots__ = ("_begun", "_probe", "place")
+
+    def __init__(self, place: Place, now: float) -> None:
+        self.place = place
+        self._begun = now
+        place.in_flight += 1
+        self._probe = place.breaker.begin(now)
+
+    def answered(self, now: float) -> None:
+        """Its first content is there. The deployment is at work again, though the answer may still break."""
+        place = self.place
+        place.sample(now - self._begun, now)
+        if place.breaker.open_until:
+            place.breaker.answered()
+            self._probe = False
+
+    def leave(self, error: BaseException | None, now: float) -> None:
+        """It has ended; `error` is None when all went well."""
+        place = self.place
+        place.in_flight -= 1
+        pause = error.retry_after or 0.0 if isinstance(error, HortatorError) else 0.0
+        place.breaker.end(judge(error), now, probe=self._probe, pause=pause)
+
+
+class Balance:
+    """The places of all deployments, and the choice among them."""
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        random: Random | None = None,
+        prices: Mapping[str, float] | None = None,
+    ) -> None:
+        """`prices` says what a deployment costs, by its id and in any unit; one that is not in it counts as dearest."""
+        self._limits = limits or Limits()
+        self._random = random or Random()
+        self._prices = prices or {}
+        self._places: dict[str, Place] = {}
+        self._turns = 0
+
+    def enter(self, deployment: Deployment, now: float) -> Turn:
+        """Start an attempt."""
+        place = self._place(deployment)
+        self._turns += 1
+        place.picked = self._turns
+        return Turn(place, now)
+
+    def first(self, decision: Decision, call: Call, now: float) -> tuple[int, Deployment]:
+        """Return where a call begins: the index of its route (0 = the model asked for, then `fallbacks`) and the deployment.
+
+        Places whose breaker does not let it are left out. Where that leaves none at all, the one of the model asked for
+        that opens soonest is asked all the same: the client then sees what the provider really says.
+        """
+        if len(decision.candidates) == 1 and not decision.fallbacks:
+            return 0, decision.candidates[0]
+        routes: Sequence[Route | Decision] = (decision, *decision.fallbacks)
+        for index, route in enumerate(routes):
+            chosen = self.choose(route, call, now)
+            if chosen is not None:
+                return index, chosen
+        return 0, self.soonest(decision)
+
+    def choose(self, route: Route | Decision, call: Call, now: float, tried: Collection[str] = ()) -> Deployment | None:
+        """Return the best deployment of `route` that is not `tried` and whose breaker lets it; None = there is none."""
+        open_to = self.open_to(route, now, tried)
+        if len(open_to) <= 1:
+            return open_to[0] if open_to else None
+        places = [self._place(deployment) for deployment in open_to]
+        weights = _weights(route, open_to)
+        if route.strategy in _STICKY:
+            session = call.session or call.body.get("prompt_cache_key")
+            if session is not None and bytes(session) != b"null":
+                return _of_session(bytes(session), open_to, weights)
+        if route.strategy == "ordered":
+            return open_to[0]
+        if route.strategy == "weighted":
+            return _in_turn(route.model, places, weights).deployment
+        if route.strategy == "lowest-latency":
+            two = places if len(places) == 2 else self._random.sample(places, 2)
+            return min(two, key=lambda place: (place.cost(now), place.in_flight, place.picked)).deployment
+        if route.strategy == "cheapest":
+            return min(
+                places, key=lambda place: (self._prices.get(place.deployment.id, inf), place.in_flight)
+            ).deployment
+        return min(places, key=lambda place: (place.in_flight, place.picked)).deployment
+
+    def open_to(self, route: Route | Decision, now: float, tried: Collection[str] = ()) -> list[Deployment]:
+        """Return the deployments of `route` that are not `tried` and whose breaker lets a request through."""
+        return [d for d in route.candidates if d.id not in tried and self._place(d).breaker.lets(now)]
+
+    def soonest(self, route: Route | Decision, tried: Collection[str] = ()) -> Deployment:
+        """Return the deployment of `route` that will be let through first."""
+        left = [deployment for deployment in route.candidates if deployment.id not in tried]
+        return min(left or route.candidates, key=lambda deployment: self._place(deployment).breaker.ready_at)
+
+    def working(self, deployment: Deployment) -> bool:
+        """Whether a deployment's breaker is closed, pauses aside."""
+        return not self._place(deployment).breaker.open_until
+
+    def gauges(self, now: float) -> dict[str, Gauge]:
+        """Return the state of every deployment that was ever asked or chosen among, by its id."""
+        return {
+            id: Gauge(
+                state=place.breaker.state(now),
+                in_flight=place.in_flight,
+                failures=place.breaker.failures,
+                retry_in=max(0.0, round(place.breaker.ready_at - now, 3)),
+                latency_ms=round(place.latency * 1000, 3) if place.latency else None,
+            )
+            for id, place in self._places.items()
+        }
+
+    def _place(self, deployment: Deployment) -> Place:
+        place = self._places.get(deployment.id)
+        if place is None:
+            if len(self._places) >= MAX_PLACES:
+                self._forget()
+            place = self._places[deployment.id] = Place(deployment, self._limits)
+        return place
+
+    def _forget(self) -> None:
+        """Forget half of the places, oldest first, but none that is in use or in trouble."""
+        idle = [id for id, place in self._places.items() if not place.in_flight and not place.breaker.open_until]
+        for id in idle[: MAX_PLACES // 2]:
+            del self._places[id]
+
+
+def _weights(route: Route | Decision, chosen: Sequence[Deployment]) -> list[int]:
+    """Return the weight of each chosen candidate; 1 where the route has none."""
+    if not route.weights:
+        return [1] * len(chosen)
+    known = {deployment.id: weight for deployment, weight in zip(route.candidates, route.weights, strict=True)}
+    return [known[deployment.id] for deployment in chosen]
+
+
+def _in_turn(model: str, places: Sequence[Place], weights: Sequence[int]) -> Place:
+    """Smooth weighted round robin: in any row of requests each place gets its share, evenly spread. Weight 0 comes last."""
+    best = places[0]
+    for place, weight in zip(places, weights, strict=True):
+        place.credit[model] = place.credit.get(model, 0.0) + weight
+        if place.credit[model] > best.credit[model]:
+            best = place
+    best.credit[model] -= sum(weights)
+    return best
+
+
+def _of_session(session: bytes, chosen: Sequence[Deployment], weights: Sequence[int]) -> Deployment:
+    """Rendezvous hashing: a session keeps its deployment, and moves only while that one is out."""
+
+    def score(deployment: Deployment, weight: int) -> float:
+        digest = blake2b(session + b"\0" + deployment.id.encode("utf-8", "replace"), digest_size=8).digest()
+        return -weight / log((int.from_bytes(digest) + 1) / (2**64 + 2))
+
+    scored = [score(deployment, weight) for deployment, weight in zip(chosen, weights, strict=True)]
+    return chosen[scored.index(max(scored))]
