@@ -134,11 +134,9 @@ class App:
 
     def _deployments(self) -> dict[str, Any]:
         """Return how the deployments of named models do. Others are not shown: clients may have made up their names."""
-        gauges = self.balance.gauges(monotonic())
-        return {
-            id: msgspec.to_builtins(gauges[id]) if id in gauges else {"state": "closed"}
-            for id in sorted(self._catalogue.named_deployments())
-        }
+        named = sorted(self._catalogue.named_deployments())
+        gauges = self.balance.gauges(monotonic(), named)
+        return {id: msgspec.to_builtins(gauges[id]) if id in gauges else {"state": "closed"} for id in named}
 
     def _rebuild_catalogue(self) -> None:
         offered = self._local is not None and self._local.state != "disabled"

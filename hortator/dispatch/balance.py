@@ -6,7 +6,7 @@ and prices come from outside. It does no I/O and knows nothing of errors but wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from math import exp, inf, log
 from random import Random
@@ -172,17 +172,18 @@ class Balance:
         """Whether a deployment's breaker is closed, pauses aside."""
         return not self._place(deployment).breaker.open_until
 
-    def gauges(self, now: float) -> dict[str, Gauge]:
-        """Return the state of every deployment that was ever asked or chosen among, by its id."""
+    def gauges(self, now: float, ids: Iterable[str] | None = None) -> dict[str, Gauge]:
+        """Return the state of the deployments that were ever asked or chosen among, by id: all, or those of `ids`."""
+        chosen = self._places if ids is None else [id for id in ids if id in self._places]
         return {
             id: Gauge(
-                state=place.breaker.state(now),
+                state=(place := self._places[id]).breaker.state(now),
                 in_flight=place.in_flight,
                 failures=place.breaker.failures,
                 retry_in=max(0.0, round(place.breaker.ready_at - now, 3)),
                 latency_ms=round(place.latency * 1000, 3) if place.latency else None,
             )
-            for id, place in self._places.items()
+            for id in chosen
         }
 
     def _place(self, deployment: Deployment) -> Place:

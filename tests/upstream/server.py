@@ -68,6 +68,10 @@ class Plans:
         if not isinstance(planned, str):
             exchange.scenario = "steps"
             return planned
+        if " " in planned:  # one scenario for each request of this mark to this provider; the last one goes on
+            names = planned.split()
+            count = sum(one.mark == exchange.mark and one.provider == exchange.provider for one in self.seen)
+            planned = names[min(count, len(names)) - 1]
         exchange.scenario = planned
         scenario = SCENARIOS.get(planned)
         if scenario is None:
