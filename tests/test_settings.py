@@ -229,6 +229,9 @@ local: {enabled: yes}
     ]
 
 
+LOCAL_PLACE = "deployments: [{provider: local, model: qwen2.5-coder-0.5b}]"
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -275,6 +278,18 @@ local: {enabled: yes}
         ("providers: [{id: a, base_url: 'http://localhost:8000/v1'}]", "is this server itself"),
         ("models: [{id: a b, deployments: [{provider: local, model: qwen2.5-coder-0.5b}]}]", "no blanks"),
         ("models: [{id: a, deployments: [{provider: local, model: x}]}]", "the embedded model is"),
+        (f"models: [{{id: a, strategy: best, {LOCAL_PLACE}}}]", "expected one of: ordered, least-in-flight"),
+        (f"models: [{{id: a, fallbacks: [a], {LOCAL_PLACE}}}]", "not its own fallback"),
+        (f"models: [{{id: a, fallbacks: [aa], {LOCAL_PLACE}}}]", "there is no model 'aa' (did you mean `a`?)"),
+        (f"models: [{{id: a, context_fallbacks: [local/x], {LOCAL_PLACE}}}]", "there is no model 'local/x'"),
+        (f"models: [{{id: a, content_fallbacks: [b, b], {LOCAL_PLACE}}}, {{id: b, {LOCAL_PLACE}}}]", "listed twice"),
+        (
+            "models: [{id: a, strategy: weighted, deployments: [{provider: local, model: qwen2.5-coder-0.5b, weight: 0}]}]",
+            "every `weight` is 0",
+        ),
+        ("models: [{id: a, deployments: [{provider: local, model: x, weight: -1}]}]", "from 0 to 1,000,000"),
+        ("breaker: {failures: -1}", "from 0 to 1,000,000"),
+        ("retry: {ratio: 2}", "expected a number from 0 to 1"),
         ("ledger: {price_overrides: no.yaml}", "there is no file"),
         ("upstream: {ca_file: no.pem}", "there is no file"),
         ("upstream: {proxy_url: 'socks5://u:p@h'}", "expected an address"),

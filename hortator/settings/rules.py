@@ -163,10 +163,11 @@ class Rules:
             return f"{fallback!r} is listed twice; keep one"
         named = [other.id for other in self._document.models]
         provider, _, name = fallback.partition("/")
-        remote = {known.id: known.models for known in self._document.providers}
-        if fallback in named or (name and provider == LOCAL and self._document.local.enabled):
-            return None
-        if name and provider in remote and name in (remote[provider] or (name,)):
+        offered = {known.id: known.models for known in self._document.providers}
+        if self._document.local.enabled:
+            offered[LOCAL] = (self._document.local.name,)
+        models = offered.get(provider, ())
+        if fallback in named or (name and (models is None or name in models)):
             return None
         return f"there is no model {fallback!r}{closest(fallback, named)}; write the id of one above, or provider/model"
 

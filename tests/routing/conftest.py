@@ -21,6 +21,11 @@ providers:
 models:
   - {id: smart, description: Ours, deployments: [{provider: groq, model: big}, {provider: hidden, model: x/y}]}
   - {id: openai/gpt-4o, deployments: [{provider: openai, model: gpt-4o}, {provider: groq, model: big}]}
+  - id: backed
+    strategy: weighted
+    deployments: [{provider: ollama, model: llama}, {provider: groq, model: big, weight: 3}]
+    fallbacks: [smart, home, openai/anything]
+    context_fallbacks: [groq/long]
   - {id: home, deployments: [{provider: ollama, model: llama}, {provider: local, model: qwen2.5-coder-0.5b}]}
 """
 LISTED = {

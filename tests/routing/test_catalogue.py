@@ -76,6 +76,7 @@ def test_the_list_shows_named_embedded_and_listed_models_each_once(catalogue: Ca
     assert ids(catalogue, "*") == [
         "smart",
         "openai/gpt-4o",
+        "backed",
         "home",
         "local/qwen2.5-coder-0.5b",
         "groq/llama-3.1-8b-instant",

@@ -7,6 +7,7 @@ import pytest
 from hortator.call import ModelId
 from hortator.errors import Forbidden, NotFound
 from hortator.routing import Catalogue, decide
+from tests.routing.conftest import Build
 
 ALL = ("*",)
 
@@ -16,6 +17,28 @@ def test_a_decision_carries_the_model_its_deployments_and_the_wait(catalogue: Ca
     assert decision.model == "smart"
     assert [deployment.id for deployment in decision.candidates] == ["groq/big", "hidden/x/y"]
     assert decision.status_wait_ms == 1234
+
+
+def test_a_decision_carries_the_strategy_and_the_fallbacks_that_are_served(build: Build) -> None:
+    decision = decide(ModelId("backed"), ALL, build(), 0)
+    assert (decision.strategy, [d.id for d in decision.candidates], decision.weights) == (
+        "weighted",
+        ["groq/big"],
+        (3,),
+    ), "a deployment that is not there takes its weight with it"
+    assert [route.model for route in decision.fallbacks] == ["smart", "home", "openai/anything"]
+    assert [d.id for d in decision.fallbacks[0].candidates] == ["groq/big", "hidden/x/y"]
+    assert decision.fallbacks[0].strategy == "least-in-flight"
+    assert [route.model for route in decision.context_fallbacks] == ["groq/long"]
+    assert decision.content_fallbacks == ()
+    alone = decide(ModelId("backed"), ALL, build(local=None), 0)
+    assert [route.model for route in alone.fallbacks] == ["smart", "openai/anything"]
+
+
+def test_a_fallback_must_be_allowed_to_the_key_as_well(catalogue: Catalogue) -> None:
+    decision = decide(ModelId("backed"), ("backed", "openai/*"), catalogue, 0)
+    assert [route.model for route in decision.fallbacks] == ["openai/anything"]
+    assert decision.context_fallbacks == ()
 
 
 def refusal(model: str, allowed: tuple[str, ...], catalogue: Catalogue) -> NotFound | Forbidden:
