@@ -66,8 +66,13 @@ class Place:
         self._answered_at = now
 
     def cost(self, now: float) -> float:
-        """Return what `lowest-latency` compares: the average, which fades while nobody asks, times the requests it has."""
-        return self.latency * exp(min(0.0, self._answered_at - now) / DECAY_SECONDS) * (self.in_flight + 1)
+        """Return what `lowest-latency` compares: the average times the requests it has.
+
+        While nobody asks it the average fades, so that it gets another chance: one request, until that is answered.
+        """
+        if self.in_flight:
+            return (self.latency or inf) * (self.in_flight + 1)
+        return self.latency * exp(min(0.0, self._answered_at - now) / DECAY_SECONDS)
 
 
 class Turn:
@@ -195,8 +200,9 @@ class Balance:
         return place
 
     def _forget(self) -> None:
-        """Forget half of the places, oldest first, but none that is in use or in trouble."""
-        idle = [id for id, place in self._places.items() if not place.in_flight and not place.breaker.open_until]
+        """Forget half of the places, oldest first; those in trouble only after all others, those in use never."""
+        idle = [id for id, place in self._places.items() if not place.in_flight]
+        idle.sort(key=lambda id: self._places[id].breaker.open_until > 0)
         for id in idle[: MAX_PLACES // 2]:
             del self._places[id]
 

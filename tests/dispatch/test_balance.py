@@ -104,6 +104,24 @@ def test_two_of_many_are_compared_and_the_choice_is_the_seeds() -> None:
     assert set(rows[0]) == {A.id, B.id}, "the slowest of three is never the quicker of two"
 
 
+def test_a_deployment_that_nobody_knows_gets_one_request_until_it_has_answered() -> None:
+    balance, made = Balance(), decision(A, B, strategy="lowest-latency")
+    answered(balance, A, 0.0, 0.5)
+    for now in (1.0, 500.0):  # new, and forgotten
+        chosen = []
+        turns = []
+        for _ in range(10):
+            chosen.append(first(balance, made, now=now))
+            turns.append(balance.enter(chosen[-1], now))
+        assert chosen.count(B) == 1
+        for turn in turns:
+            turn.answered(now + 0.5)
+            turn.leave(None, now + 0.5)
+        balance = Balance()
+        answered(balance, A, 499.0, 0.5)
+        answered(balance, B, 0.0, 100.0)
+
+
 def test_cheapest_follows_the_prices_and_what_has_none_comes_last() -> None:
     balance, made = Balance(prices={B.id: 2.0, C.id: 1.0}), decision(A, B, C, strategy="cheapest")
     assert first(balance, made) == C
@@ -210,4 +228,7 @@ def test_deployments_whose_names_clients_make_up_do_not_fill_the_memory() -> Non
         balance.enter(made_up, 0.0).leave(None, 0.0)
     gauges = balance.gauges(0.0)
     assert len(gauges) <= MAX_PLACES
-    assert gauges[A.id].state == "open", "one that is in trouble is not forgotten"
+    assert gauges[A.id].state == "open", "one that is in trouble is remembered longest"
+    for number in range(MAX_PLACES + 100):
+        break_down(balance, Deployment(id=f"bad/{number}", provider=A.provider, model=str(number)))
+    assert len(balance.gauges(0.0)) <= MAX_PLACES

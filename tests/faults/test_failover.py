@@ -235,6 +235,21 @@ def test_the_last_deployment_is_never_removed(guarded: Gateway, upstream: Upstre
         assert len(upstream.seen(failing)) >= 4
 
 
+@pytest.mark.parametrize("scenario", ["hang", "role_then_silence", "content_then_silence", "half_body_then_silence"])
+def test_a_client_that_hangs_up_leaves_nothing_in_flight_and_no_failure(
+    guarded: Gateway, upstream: Upstream, scenario: str
+) -> None:
+    for stream in (False, True):
+        marks = [upstream.plan(scenario) for _ in range(5)]
+        for mark in marks:
+            with guarded.door.begin(chat("two/scripted", mark, stream=stream)):
+                upstream.wait(mark)
+            upstream.wait(mark, "aborted")
+    eventually(lambda: ready(guarded)["two/scripted"].get("in_flight") == 0, "every attempt to end")
+    assert guarded.door.chat(PAIR, upstream.plan("ok")).status == 200
+    assert ready(guarded)["two/scripted"]["state"] == "closed"
+
+
 def ready(gateway: Gateway) -> dict[str, Any]:
     """What `/ready` says about deployments."""
     document = gateway.door.call("GET", "/ready").json
