@@ -6,7 +6,7 @@ Built from the settings, from what providers list, and from the embedded model. 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import translate
 from functools import lru_cache
@@ -89,8 +89,10 @@ class Catalogue:
         """Return a named model's deployments and its settings; None when `model` is not one, or has none left."""
         return self._named.get(model)
 
-    def routes(self, models: Iterable[str], allowed: tuple[str, ...]) -> tuple[Route, ...]:
+    def routes(self, models: tuple[str, ...], allowed: tuple[str, ...]) -> tuple[Route, ...]:
         """Return those of `models` that are served now and that a key with these globs may use."""
+        if not models:
+            return ()
         found: list[Route] = []
         for model in models:
             named = self._named.get(model)
