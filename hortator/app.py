@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any
 
@@ -15,6 +15,7 @@ import msgspec
 from fastapi import FastAPI
 
 from hortator.api import shell
+from hortator.api.admin import AdminDoor
 from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send, naming
 from hortator.call import ProviderId, Usage
@@ -24,12 +25,14 @@ from hortator.dispatch.health import Health
 from hortator.errors import Unavailable
 from hortator.gateway import Gateway
 from hortator.ledger import Ledger, PriceBook
+from hortator.ledger.counts import Counts
+from hortator.ledger.metrics import Reading, exposition
 from hortator.providers.base import Provider
 from hortator.providers.local import LocalModel, LocalProvider
 from hortator.providers.openai import OpenAIProvider
 from hortator.providers.upstream import PoolLimits, Timeouts, Upstream, trust
 from hortator.routing import Catalogue
-from hortator.settings import LOCAL, Settings
+from hortator.settings import LOCAL, Settings, is_loopback
 from hortator.settings import Provider as ProviderSettings
 from hortator.store import Database, migrate, sqlite_url
 from hortator.tenancy import Identity
@@ -49,6 +52,7 @@ class App:
             refresh_seconds=settings.identity.refresh_seconds,
             stale_seconds=settings.identity.stale_seconds,
         )
+        self._counts = Counts(lambda model: model in self._catalogue)
         prices = PriceBook(settings.ledger.price_overrides, {p.id: p.preset or p.id for p in settings.providers})
         self._ledger = Ledger(
             self.database,
@@ -56,6 +60,7 @@ class App:
             settings.home / "journal",
             journal_limit=settings.ledger.journal_max_bytes,
             flush_seconds=settings.ledger.flush_ms / 1000,
+            counts=self._counts if settings.admin.enabled else None,
         )
         self._upstream = upstream(settings)
         self._local = local
@@ -109,6 +114,49 @@ class App:
             if path.startswith("/v1/"):
                 return self._door(scope, receive, send, path)
         return self._shell(scope, receive, naming(scope, send))
+
+    def admin(self, clients: Callable[[], tuple[int, int]]) -> AdminDoor:
+        """Return the admin listener's door. `clients` tells the public listener's open connections and running requests."""
+        chosen = self.settings.admin
+
+        async def page() -> bytes:
+            return await asyncio.to_thread(exposition, self._counts, self._readings(*clients()))
+
+        is_open = is_loopback(chosen.host) and not chosen.require_key
+        return AdminDoor(self.database, self._identity, page, open=is_open)
+
+    def _readings(self, connections: int, running: int) -> list[Reading]:
+        """Read every room's gauges."""
+        ledger, keys, pool = self._ledger.gauges, self._identity.gauges, self._upstream
+        found = [
+            Reading("hortator_client_connections", "Open connections of clients.", connections),
+            Reading("hortator_requests_in_flight", "Requests being answered, streams included.", running),
+            Reading("hortator_ledger_queued", "Records not yet in the journal.", ledger.queued),
+            Reading("hortator_ledger_written_total", "Records written to the store.", ledger.written),
+            Reading("hortator_ledger_spilled_total", "Records that had to wait for the store.", ledger.spilled),
+            Reading("hortator_ledger_dropped_total", "Records lost.", ledger.dropped),
+            Reading("hortator_ledger_journal_bytes", "Size of the journal.", ledger.journal_bytes),
+            Reading("hortator_ledger_behind", "1 while the store does not take records.", ledger.behind),
+            Reading("hortator_store_migrated", "1 once the store has this release's schema.", self._migrated),
+            Reading("hortator_upstream_connections", "Connections to providers.", pool.open_connections),
+            Reading("hortator_upstream_connections_idle", "Those of them without a request.", pool.idle_connections),
+            Reading("hortator_upstream_waiting", "Requests waiting for a connection.", pool.waiting_requests),
+        ]
+        sizes = {"known": keys.known, "refused": keys.refused, "waiting": keys.waiting}
+        text = "Keys in the cache, by what is known of them."
+        found += [Reading("hortator_identity_keys", text, size, {"state": state}) for state, size in sizes.items()]
+        text = "1 = the provider answered when it was last asked."
+        for provider, health in self._health.shown.items():
+            found.append(Reading("hortator_provider_up", text, health.state == "up", {"provider": provider}))
+        if self._local is not None:
+            name = {"model": self._local.name}
+            up = self._local.state == "ready"
+            found += [
+                Reading("hortator_local_model_ready", "1 = the embedded model answers.", up, name),
+                Reading("hortator_local_model_in_flight", "Its requests.", self._local.in_flight, name),
+                Reading("hortator_local_model_restarts_total", "Its restarts.", self._local.restarts, name),
+            ]
+        return found
 
     async def readiness(self) -> dict[str, Any]:
         """Return the document of `/ready`."""

@@ -95,6 +95,7 @@ def document(upstream: Upstream, ports: BadPorts, port: int, changes: dict[str, 
     addresses = {name: f"http://127.0.0.1:{getattr(ports, name).getsockname()[1]}/v1" for name in ("closed", "full")}
     return {
         "server": {"host": "127.0.0.1", "port": port, "drain_seconds": 10, **changes.pop("server", {})},
+        "admin": {"port": 0, **changes.pop("admin", {})},
         "local": {"enabled": False},
         "detect_providers": False,
         # Each test plans its own failures at the same deployments: no test's failures keep another from them, and none is

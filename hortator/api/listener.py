@@ -335,10 +335,15 @@ class Server(uvicorn.Server):
     A second SIGINT stops without waiting for open streams.
     """
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[str, int], None]) -> None:
-        """`started` is called with the address (host, port) once requests are accepted."""
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[str, int], None], *, handle_signals: bool = True
+    ) -> None:
+        """`started` is called with the address (host, port) once requests are accepted. Only one server of a process may
+        handle its signals; the others end when `should_exit` is set.
+        """
         super().__init__(config)
         self._started = started
+        self._handle_signals = handle_signals
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
@@ -357,6 +362,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Turn signals into a request to stop, without raising them again at the end as uvicorn does."""
+        if not self._handle_signals:
+            yield
+            return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)

@@ -92,7 +92,7 @@ class OpenAIDoor:
         except HortatorError as error:
             await _fail(exchange, error, trace)
         except Exception as error:  # noqa: BLE001 - the outermost edge of a request: the client gets no word of what it was
-            log.error("internal error: request=%s %s", exchange.id, where(error))
+            log.error("internal error: request=%s %s", exchange.id, where(error), extra={"request_id": exchange.id})
             await _fail(exchange, HortatorError("The gateway failed to handle this request."), trace)
 
     async def _chat(self, exchange: Exchange, trace: Trace) -> None:
@@ -143,7 +143,9 @@ class OpenAIDoor:
             except (HortatorError, asyncio.CancelledError) as raised:
                 failure = trace.failure(raised)
             except Exception as raised:  # noqa: BLE001 - the outermost edge of a stream, whose status line has gone out
-                log.error("internal error: request=%s %s", exchange.id, where(raised))
+                log.error(
+                    "internal error: request=%s %s", exchange.id, where(raised), extra={"request_id": exchange.id}
+                )
                 failure = trace.failure(raised)
         await answer.finish(failure)
         if failure is not None and not trace.hung_up:

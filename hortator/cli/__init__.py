@@ -1,4 +1,4 @@
-"""The command line: `hortator serve | check | keys | tenants | models | migrate`, one file a command.
+"""The command line: `hortator serve | check | keys | tenants | models | migrate | usage`, one file a command.
 
 Commands read the settings and call the rooms; they print for people on stderr and for programs on stdout.
 """
@@ -13,6 +13,7 @@ from hortator.cli.keys import keys, tenants
 from hortator.cli.migrate import migrate
 from hortator.cli.models import models
 from hortator.cli.serve import serve
+from hortator.cli.usage import usage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,5 +22,5 @@ def main() -> None:
     """One endpoint in front of many models."""
 
 
-for command in (serve, check, keys, tenants, models, migrate):
+for command in (serve, check, keys, tenants, models, migrate, usage):
     main.add_command(command)

@@ -46,7 +46,7 @@ class Duration(click.ParamType[timedelta]):
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def _with_store(config: Path | None, env_file: Path | None, work: Callable[[Database], Awaitable[T]]) -> T:
+def with_store(config: Path | None, env_file: Path | None, work: Callable[[Database], Awaitable[T]]) -> T:
     """Run `work` on the configured store, migrated; its errors become one line."""
     settings = load_settings(config, env_file)
 
@@ -105,7 +105,7 @@ def create(
     expires: timedelta | None,
 ) -> None:
     """Create a key and print it, once."""
-    new = _with_store(
+    new = with_store(
         config,
         env_file,
         lambda database: create_key(
@@ -122,7 +122,7 @@ def create(
 @_json
 def list_(config: Path | None, env_file: Path | None, tenant: str | None, as_json: bool) -> None:
     """List keys; never the keys themselves."""
-    found = _with_store(config, env_file, lambda database: list_keys(database, tenant))
+    found = with_store(config, env_file, lambda database: list_keys(database, tenant))
     if as_json:
         click.echo(json.dumps([_as_json(owner, key) for owner, key in found], indent=2))
         return
@@ -165,7 +165,7 @@ def _as_json(owner: Tenant, key: ApiKey) -> dict[str, object]:
 @click.argument("key")
 def revoke(config: Path | None, env_file: Path | None, key: str) -> None:
     """Revoke KEY (its name, prefix or hash). Works within 5 seconds on every replica."""
-    revoked = _with_store(config, env_file, lambda database: revoke_key(database, key))
+    revoked = with_store(config, env_file, lambda database: revoke_key(database, key))
     click.echo(f"Key {revoked.prefix} ({revoked.name}) is revoked.", err=True)
 
 
@@ -175,7 +175,7 @@ def revoke(config: Path | None, env_file: Path | None, key: str) -> None:
 @click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the old key stays valid.")
 def rotate(config: Path | None, env_file: Path | None, key: str, overlap: timedelta) -> None:
     """Replace KEY (its name, prefix or hash) by a new one with the same rights, and print that, once."""
-    rotation = _with_store(config, env_file, lambda database: rotate_key(database, key, overlap))
+    rotation = with_store(config, env_file, lambda database: rotate_key(database, key, overlap))
     until = rotation.old_valid_until.strftime("%Y-%m-%d %H:%M:%S UTC")
     click.echo(f"Key {rotation.old.prefix} ({rotation.old.name}) stays valid until {until}.", err=True)
     click.echo("The new key is not shown again.", err=True)
@@ -193,7 +193,7 @@ def tenants() -> None:
 @click.option("--namespace", required=True, help="Name for machines: a DNS label of at most 63 characters.")
 def create_tenant_(config: Path | None, env_file: Path | None, name: str, namespace: str) -> None:
     """Create a tenant and print its id."""
-    tenant = _with_store(config, env_file, lambda database: create_tenant(database, name, namespace))
+    tenant = with_store(config, env_file, lambda database: create_tenant(database, name, namespace))
     click.echo(f"Tenant {tenant.namespace} is created.", err=True)
     click.echo(tenant.id)
 
@@ -203,7 +203,7 @@ def create_tenant_(config: Path | None, env_file: Path | None, name: str, namesp
 @_json
 def list_tenants_(config: Path | None, env_file: Path | None, as_json: bool) -> None:
     """List tenants."""
-    found = _with_store(config, env_file, list_tenants)
+    found = with_store(config, env_file, list_tenants)
     if as_json:
         rows = [
             {"id": each.id, "namespace": each.namespace, "name": each.name, "created_at": each.created_at.isoformat()}

@@ -5,12 +5,14 @@ Called by `make serve` and by service managers. Prints the two lines that point 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
 import logging
 import os
 import resource
 import socket
-import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
@@ -20,12 +22,15 @@ import uvloop
 from hortator import __version__
 from hortator.api.listener import Server, limited
 from hortator.app import App
+from hortator.cli import logs
 from hortator.cli.configuration import configured, load_settings
 from hortator.errors import ConfigError, Unavailable
 from hortator.providers.local import LocalModel, engine_installed
 from hortator.providers.weights import ModelUnavailable, custom, obtain
 from hortator.settings import Settings
 from hortator.tenancy.keys import first_key
+
+log = logging.getLogger("hortator.cli")
 
 KEEP_ALIVE_SECONDS = 75
 """How long a client's idle connection is kept: longer than clients keep theirs, so that they close first."""
@@ -41,11 +46,7 @@ KEY_FILE = "first-key"
 def serve(config: Path | None, env_file: Path | None, host: str | None, port: int | None) -> None:
     """Start the gateway."""
     settings = load_settings(config, env_file)
-    logging.basicConfig(
-        level=settings.logging.level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    for talkative in ("uvicorn.error", "alembic"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    logs.set_up(settings)
     os.umask(0o077)
     try:
         listening = _bind(host or settings.server.host, settings.server.port if port is None else port)
@@ -129,9 +130,49 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 10, 20)
-        await Server(config, lambda host, port: _announce(settings, local, key, host, port)).serve(sockets=[listening])
+        server = Server(config, lambda host, port: _announce(settings, local, key, host, port))
+        async with _admin(app, server):
+            await server.serve(sockets=[listening])
     finally:
         await app.drain()
+
+
+@contextlib.asynccontextmanager
+async def _admin(app: App, public: Server) -> AsyncIterator[None]:
+    """Run the admin listener while the public one runs and drains. An address that cannot be had is no reason not to serve."""
+    chosen = app.settings.admin
+    listening = None
+    if chosen.enabled:
+        try:
+            listening = _bind(chosen.host, chosen.port)
+            listening.listen()
+        except (ConfigError, OSError) as error:
+            reason = error.message.partition(";")[0] if isinstance(error, ConfigError) else error.strerror
+            log.warning("no metrics: %s", reason)
+            listening = None
+    if listening is None:
+        yield
+        return
+    config = uvicorn.Config(
+        app.admin(lambda: (len(public.server_state.connections), len(public.server_state.tasks))),
+        http=limited(max_head_bytes=16_384, max_headers=100, max_connections=chosen.max_connections),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=1,
+    )
+    server = Server(config, _announce_admin, handle_signals=False)
+    running = asyncio.create_task(server.serve(sockets=[listening]), name="admin")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await running
 
 
 async def _first_key(app: App) -> str | None:
@@ -179,6 +220,11 @@ def _announce(settings: Settings, local: LocalModel | None, key: str | None, hos
         "",
     ]
     click.echo("\n".join(lines))
+
+
+def _announce_admin(host: str, port: int) -> None:
+    """Tell operators where to look."""
+    click.echo(f"Metrics for operators: http://{f'[{host}]' if ':' in host else host}:{port}/metrics", err=True)
 
 
 def _raise_file_limit() -> None:

@@ -25,6 +25,7 @@ import msgspec
 
 from hortator.call import Outcome
 from hortator.errors import Unavailable
+from hortator.ledger.counts import Counts
 from hortator.ledger.journal import Journal, Segment
 from hortator.ledger.prices import PriceBook
 from hortator.ledger.records import Recorder
@@ -83,12 +84,14 @@ class Ledger:
         journal_limit: int = 1024**3,
         flush_seconds: float = 0.1,
         retry_seconds: float = 5.0,
+        counts: Counts | None = None,
     ) -> None:
         """`folder` is the journal's (`HORTATOR_HOME/journal`); `journal_limit` is in bytes; `retry_seconds` is the longest
-        pause between two attempts to reach a database that is down.
+        pause between two attempts to reach a database that is down. `counts` is what metrics are made of; None = none.
         """
         self._database = database
         self._recorder = Recorder(prices)
+        self._counts = counts
         self._journal = Journal(folder, journal_limit)
         self._queue: deque[Outcome] = deque()
         self._queue_limit = queue_limit
@@ -210,8 +213,11 @@ class Ledger:
             await self._hand_over(batch)
 
     def _seal(self, outcomes: list[Outcome]) -> Batch:
-        """In the worker: price, encode, append to the journal."""
-        rows = [row for row in map(self._row, outcomes) if row is not None]
+        """In the worker: price, count, encode, append to the journal."""
+        pairs = [(outcome, row) for outcome in outcomes if (row := self._row(outcome)) is not None]
+        if self._counts is not None:
+            self._counts.add(pairs)
+        rows = [row for _, row in pairs]
         segment = self._journal.append(self._encoder.encode_lines(rows))
         return Batch(rows, segment, self._behind)
 
@@ -220,7 +226,8 @@ class Ledger:
         try:
             return self._recorder.row(outcome)
         except Exception as error:  # noqa: BLE001 - the outermost edge of a background task
-            log.error("usage of request %s cannot be recorded: %s", outcome.request_id, type(error).__name__)
+            id = outcome.request_id
+            log.error("usage of request %s cannot be recorded: %s", id, type(error).__name__, extra={"request_id": id})
             self._drop(1)
             return None
 

@@ -105,6 +105,10 @@ class Catalogue:
         """Return the ids of all deployments of named models."""
         return {deployment.id for route, _ in self._named.values() for deployment in route.candidates}
 
+    def __contains__(self, model: object) -> bool:
+        """Whether this very id is in the list: not so for names that are only passed on."""
+        return model in self._models
+
     def visible(self, allowed: tuple[str, ...]) -> list[Entry]:
         """Return the entries a key with these globs may use."""
         return [entry for model, entry in self._entries.items() if may_use(allowed, model)]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from hortator.settings.document import (
+    Admin,
     Breaker,
     DeploymentChoice,
     Identity,
@@ -25,12 +26,13 @@ from hortator.settings.document import (
 )
 from hortator.settings.load import home_folder, known_variables, load
 from hortator.settings.presets import PRESETS, detected_providers
-from hortator.settings.rules import LOCAL
+from hortator.settings.rules import LOCAL, is_loopback
 from hortator.settings.secret import Secret
 
 __all__ = [
     "LOCAL",
     "PRESETS",
+    "Admin",
     "Breaker",
     "DeploymentChoice",
     "Identity",
@@ -50,6 +52,7 @@ __all__ = [
     "Upstream",
     "detected_providers",
     "home_folder",
+    "is_loopback",
     "known_variables",
     "load",
 ]

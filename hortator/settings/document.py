@@ -44,6 +44,21 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Seconds that running requests get to finish after SIGTERM. Then they are cut off with an honest error."""
 
 
+class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The listener for operators: metrics and usage, never on the public one (R-003-8)."""
+
+    enabled: bool = True
+    """False = no such listener."""
+    host: Name = "127.0.0.1"
+    """Address to listen on. On any that is not this machine's own, a key with the permission `admin` is required."""
+    port: Port = 9090
+    """TCP port. 0 = any free one, printed at start. One that is in use does not stop the server: it warns and does without."""
+    require_key: bool = False
+    """True = a key is required on a loopback address too."""
+    max_connections: Count = 64
+    """Most open connections; more are turned away."""
+
+
 class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where tenants, keys and usage are kept."""
 
@@ -233,6 +248,9 @@ class Logging(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important kind of line that is written."""
+    format: Literal["text", "json"] = "text"
+    """How a line looks: for people, or one JSON object. Either way one line a record, without stack traces or keys; requests
+    are not logged, the admin listener lists them."""
 
 
 class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -240,6 +258,8 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     server: Server = field(default_factory=Server)
     """The listener for clients."""
+    admin: Admin = field(default_factory=Admin)
+    """The listener for operators."""
     store: Store = field(default_factory=Store)
     """Where tenants, keys and usage are kept."""
     identity: Identity = field(default_factory=Identity)

@@ -43,6 +43,7 @@ class Rules:
     def check(self) -> None:
         """Note every violation."""
         self._server()
+        self._admin()
         self._single("store", "url", self._store_problem())
         proxy = self._document.upstream.proxy_url
         if proxy is not None:
@@ -71,6 +72,14 @@ class Rules:
             self._single("server", "root_path", "expected a path such as `/hortator`, without a slash at its end")
         if _MODEL_ID.fullmatch(self._document.server.host) is None or "/" in self._document.server.host:
             self._single("server", "host", "expected an address or a host name, such as 127.0.0.1 or 0.0.0.0")
+
+    def _admin(self) -> None:
+        """The two listeners must not want the same address."""
+        admin, server = self._document.admin, self._document.server
+        if _MODEL_ID.fullmatch(admin.host) is None or "/" in admin.host:
+            self._single("admin", "host", "expected an address or a host name, such as 127.0.0.1 or 0.0.0.0")
+        if admin.enabled and admin.port == server.port != 0:
+            self._single("admin", "port", f"is the public listener's ({server.port}); choose another")
 
     def _store_problem(self) -> str | None:
         url = self._document.store.url

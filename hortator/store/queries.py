@@ -1,7 +1,8 @@
 """Every statement on tenants, keys, tasks and usage. The one place that adds the tenant filter.
 
 What belongs to a tenant is read and changed through `TenantScope(database, tenant_id)`, whose statements all start from
-`_rows` or `_where`; a test walks the source and fails when a tenant's table is used elsewhere. The two reads that cannot have a
+`_rows` or `_where`; a test walks the source and fails when a tenant's table is used elsewhere. Where the operator may see
+all tenants, `OperatorScope` says so out loud. The two reads that cannot have a
 tenant, because they find out whose a key is, are `find_keys` and `match_keys`. Called by tenancy and by the command line.
 """
 
@@ -88,6 +89,10 @@ class TenantScope:
         """Select from a tenant's table."""
         return select(*(columns or table.columns)).where(self._where(table))
 
+    def rows(self, table: Table, *columns: ColumnElement[Any]) -> Select[Any]:
+        """Select from a tenant's table, for `reports.py`."""
+        return self._rows(table, *columns)
+
     async def keys(self) -> list[ApiKey]:
         """Every key of the tenant, oldest first."""
         async with self._database.read() as connection:
@@ -165,6 +170,14 @@ class TenantScope:
         )
         async with self._database.read() as connection:
             return [dict(row._mapping) for row in await connection.execute(statement)]
+
+
+class OperatorScope:
+    """The data of every tenant: for the admin listener and the operator's commands, and for nobody else."""
+
+    def rows(self, table: Table, *columns: ColumnElement[Any]) -> Select[Any]:
+        """Select from a tenant's table, whoever's it is."""
+        return select(*(columns or table.columns))
 
 
 async def find_keys(database: Database, hashes: Sequence[str], deadline: float) -> list[ApiKey]:

@@ -175,6 +175,29 @@ usage_events = Table(
     Column("complete", Boolean, nullable=False),
     UniqueConstraint("event_id"),
     Index(None, "tenant_id", "timestamp"),
-    Index("ix_usage_events_timestamp_brin", "timestamp", postgresql_using="brin").ddl_if(dialect="postgresql"),
+    Index(None, "timestamp"),
 )
 """No foreign keys: what happened is recorded even when its tenant is gone."""
+
+usage_rollups = Table(
+    "usage_rollups",
+    metadata,
+    Column("tenant_id", Uuid(as_uuid=False), primary_key=True),
+    Column("hour", Instant, primary_key=True),
+    Column("provider", String(100), primary_key=True),
+    Column("model", String(255), primary_key=True),
+    Column("status_class", Integer, primary_key=True, autoincrement=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("unpriced", BigInteger, nullable=False),
+    Column("local_fallbacks", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("cost", Money, nullable=False),
+    Column("latency_us", BigInteger, nullable=False),
+    Column("overhead_us", BigInteger, nullable=False),
+    Index(None, "hour"),
+)
+"""Sums of `usage_events`, kept by `usage.py` in the transaction that inserts. Reports read these and never a day of records."""

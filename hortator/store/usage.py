@@ -1,7 +1,8 @@
 """Usage records as the database takes them: one struct a record, one statement a batch, never twice the same record.
 
 The ledger's writer builds `UsageRow`s (they are also the lines of its journal) and calls `insert_usage`; reading is in
-`queries.py`. Rows are told apart by `event_id`, which the writer makes: inserting a row again does nothing.
+`queries.py`. Rows are told apart by `event_id`, which the writer makes: inserting a row again does nothing. The same
+transaction adds the new ones to the sums of `rollups.py`.
 On SQLite many rows a statement cost 7 microseconds a row; one row a statement costs 8, and 17 beside a busy thread, because the
 driver gives up the interpreter lock at every statement.
 """
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from hortator.store import rollups
 from hortator.store.database import Database, Refused
 
 log = logging.getLogger("hortator.store")
@@ -90,8 +92,9 @@ def _postgres_insert() -> str:
     arrays = ", ".join(f"${place}::{kind}[]" for place, kind in enumerate(kinds, 1))
     values = ", ".join(_CASTS.get(name, "{}").format(f'row."{name}"') for name in COLUMNS)
     return (
-        f"INSERT INTO usage_events ({_NAMES}) SELECT {values} FROM unnest({arrays}) AS row({_NAMES}) "  # noqa: S608 - constants
-        "ON CONFLICT (event_id) DO NOTHING"
+        f"WITH new AS (INSERT INTO usage_events ({_NAMES}) SELECT {values} FROM unnest({arrays}) AS row({_NAMES}) "  # noqa: S608 - constants
+        f"ON CONFLICT (event_id) DO NOTHING RETURNING {rollups.POSTGRES_COLUMNS}), "
+        f"sums AS ({rollups.POSTGRES}) SELECT count(*) FROM new"
     )
 
 
@@ -133,17 +136,21 @@ async def _insert(database: Database, rows: Sequence[UsageRow]) -> int:
         return await database.bulk(partial(_insert_sqlite, rows))
     async with database.write() as connection:
         columns = tuple(zip(*map(msgspec.structs.astuple, rows), strict=True))
-        return (await connection.exec_driver_sql(_POSTGRES_INSERT, columns)).rowcount
+        new: int = (await connection.exec_driver_sql(_POSTGRES_INSERT, columns)).scalar_one()
+        return new
 
 
 def _insert_sqlite(rows: Sequence[UsageRow], connection: sqlite3.Connection) -> int:
     values = list(map(msgspec.structs.astuple, rows))
     whole = len(values) - len(values) % _CHUNK
     new = 0
+    (last,) = connection.execute(rollups.LAST).fetchone()
     for start in range(0, whole, _CHUNK):
         new += connection.execute(
             _SQLITE_INSERT_CHUNK, list(chain.from_iterable(values[start : start + _CHUNK]))
         ).rowcount
     if whole < len(values):
         new += connection.executemany(_SQLITE_INSERT, values[whole:]).rowcount
+    if new:
+        connection.execute(rollups.SQLITE, (last,))
     return new

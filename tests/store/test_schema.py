@@ -35,11 +35,8 @@ async def test_replicas_that_start_together_migrate_in_turn(database_url: str) -
 
 
 async def test_the_migrations_make_the_tables_that_the_code_describes(database: Database) -> None:
-    def belongs(_item: object, name: str | None, *_: object) -> bool:
-        return not (database.is_sqlite and name == "ix_usage_events_timestamp_brin")
-
     def differences(connection: sqlalchemy.Connection) -> list[object]:
-        context = MigrationContext.configure(connection, opts={"include_object": belongs})
+        context = MigrationContext.configure(connection)
         return list(compare_metadata(context, metadata))
 
     async with database.read() as connection:

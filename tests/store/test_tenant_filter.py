@@ -17,7 +17,7 @@ from hortator.store.usage import insert_usage
 from tests.store.test_usage import row
 
 PACKAGE = Path(hortator.__file__).parent
-OWNED = {"api_keys", "tasks", "usage_events"}
+OWNED = {"api_keys", "tasks", "usage_events", "usage_rollups"}
 WITHOUT_TENANT = {
     "find_keys": "asks whose a key is",
     "match_keys": "the operator's search",
@@ -49,8 +49,11 @@ def test_no_other_file_touches_a_tenants_table() -> None:
     allowed = {
         "store/tables.py",
         "store/queries.py",
+        "store/reports.py",
+        "store/rollups.py",
         "store/usage.py",
         "store/migrations/versions/0001_first_tables.py",
+        "store/migrations/versions/0002_usage_rollups.py",
     }
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
@@ -66,10 +69,26 @@ def test_the_usage_file_only_inserts() -> None:
         assert verb not in source
 
 
+def test_reports_start_from_a_scope() -> None:
+    """No statement of their own making; the scope adds the filter, or is the operator's and says so."""
+    tree = ast.parse((PACKAGE / "store" / "reports.py").read_text("utf-8"))
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert called & {"select", "text", "insert", "update", "delete"} == set()
+
+
+def test_only_reports_may_see_every_tenant() -> None:
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if "OperatorScope" in path.read_text("utf-8")
+    }
+    assert users == {"store/queries.py", "store/reports.py", "ledger/reports.py"}
+
+
 def test_every_query_on_a_tenants_table_is_in_the_scope() -> None:
     tree = ast.parse((PACKAGE / "store" / "queries.py").read_text("utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "TenantScope":
+        if isinstance(node, ast.ClassDef) and node.name in ("TenantScope", "OperatorScope"):
             continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in WITHOUT_TENANT:
             assert not any(map(is_owned_table, ast.walk(node))), f"{node.name} has no tenant"

@@ -1,0 +1,52 @@
+"""The sums that stand beside the usage records: one row an hour, tenant, provider, model and class of status.
+
+`usage.py` runs `SQLITE` and puts `POSTGRES` into its own statement, in the transaction that inserts the records. The database
+itself adds up the rows that were really new, so a replayed batch counts nothing twice and a refused row nothing at all.
+Nothing is read out of here: `reports.py` reads the sums, through a scope.
+"""
+
+from __future__ import annotations
+
+_COLUMNS = (
+    "tenant_id, hour, provider, model, status_class, requests, unpriced, local_fallbacks, input_tokens, output_tokens, "
+    "cached_tokens, reasoning_tokens, cache_write_tokens, cost, latency_us, overhead_us"
+)
+_KEY = "tenant_id, hour, provider, model, status_class"
+_SUMS = _COLUMNS.split(", ")[5:]
+
+_LOCAL_FALLBACK = "provider = 'local' AND attempts > 1 AND model_asked NOT LIKE 'local/%'"
+"""The embedded model answered what another one was asked first."""
+
+
+def _statement(source: str, hour: str, micros: str) -> str:
+    """One statement that adds the rows of `source` to the sums; in the key's order, so that replicas never deadlock."""
+    values = (
+        f"tenant_id, {hour}, coalesce(provider, ''), coalesce(deployment, ''), status / 100, count(*), "
+        f"sum(CASE WHEN cost IS NULL THEN 1 ELSE 0 END), sum(CASE WHEN {_LOCAL_FALLBACK} THEN 1 ELSE 0 END), "
+        "coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), coalesce(sum(cached_tokens), 0), "
+        "coalesce(sum(reasoning_tokens), 0), coalesce(sum(cache_write_tokens), 0), coalesce(sum(cost), 0), "
+        f"sum({micros.format('latency_ms')}), sum({micros.format('overhead_ms')})"
+    )
+    added = ", ".join(f"{name} = usage_rollups.{name} + excluded.{name}" for name in _SUMS)
+    return (
+        f"INSERT INTO usage_rollups ({_COLUMNS}) SELECT {values} FROM {source} GROUP BY 1, 2, 3, 4, 5 "  # noqa: S608 - constants
+        f"ORDER BY 1, 2, 3, 4, 5 ON CONFLICT ({_KEY}) DO UPDATE SET {added}"
+    )
+
+
+_SQLITE_MICROS = "CAST(round({} * 1000) AS INTEGER)"
+_SQLITE_HOUR = "substr(timestamp, 1, 13) || ':00:00.000000'"
+LAST = "SELECT coalesce(max(id), 0) FROM usage_events"
+"""SQLite: the newest record. What is inserted after it in the same transaction is new."""
+SQLITE = _statement("usage_events WHERE id > ?", _SQLITE_HOUR, _SQLITE_MICROS)
+"""SQLite: add the records after the one given."""
+
+_POSTGRES_MICROS = "round({} * 1000)::bigint"
+_POSTGRES_HOUR = "date_trunc('hour', timestamp, 'UTC')"
+POSTGRES_COLUMNS = (
+    "tenant_id, timestamp, provider, deployment, status, cost, attempts, model_asked, input_tokens, output_tokens, "
+    "cached_tokens, reasoning_tokens, cache_write_tokens, latency_ms, overhead_ms"
+)
+"""Postgres: what the inserting statement must return."""
+POSTGRES = _statement("new", _POSTGRES_HOUR, _POSTGRES_MICROS)
+"""Postgres: add the rows of `new`, which the inserting statement returned."""

@@ -1,0 +1,132 @@
+"""What `/metrics` says: valid text, true sums, a closed set of error types, and a bounded number of lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from hortator.call import Attempt, Deployment, Outcome, ProviderId, Usage
+from hortator.errors import CODES
+from hortator.ledger import PriceBook
+from hortator.ledger.counts import MAX_SERIES, OTHER, Counts
+from hortator.ledger.metrics import Reading, exposition
+from hortator.ledger.records import Recorder
+from tests.outcomes import attempt, outcome
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "groq/llama-3.1-8b-instant"
+
+
+def counted(*outcomes: Outcome, known: bool = True) -> Counts:
+    """Counters that took these."""
+    counts, recorder = Counts(lambda _: known), Recorder(PriceBook())
+    counts.add([(each, recorder.row(each)) for each in outcomes])
+    return counts
+
+
+def scraped(counts: Counts, *readings: Reading) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Samples by name, as Prometheus' own parser reads them."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(exposition(counts, readings).decode()):
+        assert family.documentation
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def one(found: list[tuple[dict[str, str], float]], **labels: str) -> float:
+    (value,) = [value for have, value in found if labels.items() <= have.items()]
+    return value
+
+
+def test_calls_tokens_and_dollars_add_up() -> None:
+    usage = Usage(input=100, output=10, cached=40, source="reported")
+    found = scraped(counted(*(outcome(n, usage=usage) for n in range(3)), outcome(4, usage=Usage())))
+    assert one(found["hortator_requests_total"], model=MODEL, status="200", error_type="") == 4
+    assert one(found["hortator_tokens_total"], kind="input") == 300
+    assert one(found["hortator_tokens_total"], kind="cached") == 120
+    assert one(found["hortator_unpriced_requests_total"]) == 1
+    assert 0 < one(found["hortator_cost_dollars_total"]) < 0.0001
+    assert one(found["gen_ai_client_token_usage_count"], gen_ai_token_type="output") == 3
+    assert one(found["gen_ai_client_token_usage_sum"], gen_ai_token_type="output") == 30
+    assert one(found["gen_ai_server_request_duration_seconds_count"]) == 4
+    assert round(one(found["gen_ai_server_request_duration_seconds_sum"]), 4) == round(4 * 0.1234567, 4)
+    assert one(found["gen_ai_server_time_to_first_token_seconds_count"]) == 4
+    assert one(found["gen_ai_server_time_per_output_token_seconds_count"]) == 3
+
+
+def test_histograms_put_each_value_under_the_first_bound_it_is_not_over() -> None:
+    times = [10.0, 10.1, 80.0, 81_920.0, 1e9]
+    found = scraped(counted(*(outcome(n, latency_ms=ms) for n, ms in enumerate(times))))
+    buckets = found["gen_ai_server_request_duration_seconds_bucket"]
+    under = {labels["le"]: value for labels, value in buckets}
+    assert [under[le] for le in ("0.01", "0.02", "0.04", "0.08", "40.96", "81.92", "+Inf")] == [1, 2, 2, 3, 3, 4, 5]
+
+
+def test_failures_attempts_and_fallbacks_are_told_apart() -> None:
+    local = Deployment(id="local/q", provider=ProviderId("local"), model="q")
+    tries = (attempt(None, "upstream_connect_failed"), attempt(200))
+    elsewhere = (attempt(500, "upstream_error"), Attempt(deployment="local/q", provider=ProviderId("local"), status=200, code=None, duration_ms=1))
+    found = scraped(
+        counted(
+            outcome(1, attempts=tries),
+            outcome(2, attempts=elsewhere, deployment=local),
+            outcome(3, status=502, code="upstream_error", attempts=(attempt(500, "upstream_error"),)),
+            outcome(4, status=404, code="model_not_found", deployment=None, attempts=()),
+        )
+    )
+    attempts = found["hortator_attempts_total"]
+    assert one(attempts, provider="groq", error_type="upstream_connect_failed") == 1
+    assert one(attempts, provider="groq", error_type="upstream_error") == 2
+    assert one(attempts, provider="groq", error_type="") == 1
+    assert one(attempts, provider="local", error_type="") == 1
+    assert (one(found["hortator_fallbacks_total"]), one(found["hortator_local_fallbacks_total"])) == (1, 1)
+    assert one(found["hortator_requests_total"], provider="", error_type="model_not_found") == 1
+
+
+def test_what_a_provider_calls_its_errors_is_not_a_label() -> None:
+    codes = [None, "upstream_error", *(f"{n} \"odd\"\n\\ \ud800" for n in range(1000))]
+    found = scraped(counted(*(outcome(n, code=code) for n, code in enumerate(codes))))
+    assert {labels["error_type"] for labels, _ in found["hortator_requests_total"]} == {"", "upstream_error", OTHER}
+    assert one(found["hortator_requests_total"], error_type=OTHER) == 1000
+
+
+def test_ten_thousand_unknown_models_are_one_series() -> None:
+    found = scraped(counted(*(outcome(n, model=f"nobody/{n}", status=404) for n in range(10_000)), known=False))
+    assert [(labels["model"], value) for labels, value in found["hortator_requests_total"]] == [(OTHER, 10_000)]
+
+
+def test_ten_thousand_catalogued_models_stay_within_the_bound() -> None:
+    counts = counted(*(outcome(n, model=f"groq/{n}") for n in range(10_000)))
+    found = scraped(counts)["hortator_requests_total"]
+    assert len(found) == MAX_SERIES + 1
+    assert sum(value for _, value in found) == 10_000
+    assert len(exposition(counts, ()).splitlines()) < 60_000
+
+
+def test_readings_of_one_name_are_one_family_and_text_is_escaped() -> None:
+    odd = 'a "quoted"\nline \\'
+    readings = [Reading("up", "Help.", 1, {"x": odd}), Reading("other_total", "Help.", 2.5), Reading("up", "Help.", 0, {"x": "b"})]
+    found = scraped(counted(), *readings)
+    assert found["up"] == [({"x": odd}, 1), ({"x": "b"}, 0)]
+    assert found["other_total"] == [({}, 2.5)]
+    assert found["process_resident_memory_bytes"][0][1] > 1_000_000
+
+
+def test_every_code_a_call_can_end_with_is_in_the_closed_list() -> None:
+    raised = re.compile(r'(?:code|default_code)\s*=\s*"([a-z_]+)"')
+    rooms = [path for room in ("dispatch", "providers", "routing") for path in (ROOT / "hortator" / room).rglob("*.py")]
+    codes = {code for path in rooms for code in raised.findall(path.read_text("utf-8"))}
+    assert codes - CODES == set()
+
+
+def test_each_metric_is_explained() -> None:
+    """Of both kinds: those that the counters make, and the gauges that the composition root reads."""
+    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    documented = set(re.findall(r"^\| `([a-z_]+)`", page, re.MULTILINE))
+    families = {name for name in re.findall(r"^# TYPE (\S+)", exposition(counted(outcome()), ()).decode(), re.MULTILINE)}
+    families |= set(re.findall(r'Reading\(\s*"([a-z_]+)"', (ROOT / "hortator" / "app.py").read_text("utf-8")))
+    assert families == documented
+

@@ -1,0 +1,137 @@
+"""The sums beside the usage records: always what adding up the records gives, whatever came twice or was refused."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy
+
+from hortator.call import TenantId
+from hortator.store import Database, reports, schema
+from hortator.store.queries import OperatorScope, TenantScope
+from hortator.store.usage import UsageRow, insert_usage
+from tests.store.test_usage import EVER, row
+
+TENANTS = ["0190a000-0000-7000-8000-00000000000" + digit for digit in "123"]
+MODELS = [("groq", "groq/a"), ("groq", "groq/b"), ("local", "local/q"), (None, None)]
+HOUR = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+def some_rows(seed: int, count: int) -> list[UsageRow]:
+    """Rows of three tenants, four models and three hours, with every kind of gap."""
+    chance = random.Random(seed)
+    rows = []
+    for number in range(count):
+        provider, deployment = chance.choice(MODELS)
+        moment = HOUR + timedelta(microseconds=chance.randrange(3 * 3_600_000_000))
+        rows.append(
+            row(
+                seed * 10_000 + number,
+                tenant_id=chance.choice(TENANTS).replace("-", ""),
+                timestamp=moment.strftime("%Y-%m-%d %H:%M:%S.%f"),
+                provider=provider,
+                deployment=deployment,
+                model_asked=chance.choice(["default", "local/q"]),
+                attempts=chance.choice([1, 2]),
+                status=chance.choice([200, 200, 404, 499, 502]),
+                input_tokens=chance.choice([None, 0, 17, 2**30]),
+                output_tokens=chance.choice([None, 5]),
+                cached_tokens=chance.choice([None, 3]),
+                cost=chance.choice([None, 0, 1, 58_000, 10**13]),
+                latency_ms=chance.randrange(10**7) / 1000,
+                overhead_ms=chance.randrange(10**4) / 1000,
+            )
+        )
+    return rows
+
+
+async def added_up(database: Database) -> dict[tuple[str, ...], list[Any]]:
+    """What the records add up to, by a way of its own: one by one, in Python."""
+    found: dict[tuple[str, ...], list[Any]] = defaultdict(lambda: [0, 0, 0, 0, 0, 0, Decimal(0)])
+    for tenant in TENANTS:
+        for each in await TenantScope(database, TenantId(tenant)).usage(*EVER, limit=1000):
+            sums = found[tenant, each["provider"] or "", each["deployment"] or ""]
+            sums[0] += 1
+            sums[1] += each["cost"] is None
+            fallback = each["provider"] == "local" and each["attempts"] > 1 and each["model_asked"] != "local/q"
+            sums[2] += fallback
+            for place, name in enumerate(("input_tokens", "output_tokens", "cached_tokens"), 3):
+                sums[place] += each[name] or 0
+            sums[6] += each["cost"] or 0
+    return dict(found)
+
+
+async def rolled_up(database: Database) -> dict[tuple[str, ...], list[Any]]:
+    found = await reports.lines(database, OperatorScope(), *EVER, None, 1000)
+    names = ("requests", "unpriced", "local_fallbacks", "input_tokens", "output_tokens", "cached_tokens", "cost")
+    return {(each["tenant_id"], each["provider"], each["model"]): [each[name] for name in names] for each in found}
+
+
+async def test_the_sums_are_those_of_the_records_also_after_replays_and_refusals(database: Database) -> None:
+    first, second = some_rows(1, 300), some_rows(2, 200)
+    await insert_usage(database, first)
+    await insert_usage(database, first)
+    await insert_usage(database, first[:50] + second[:100])
+    bad = [*second[:120], row(99_999_999, cost=2**80), *second[120:]]
+    inserted = await insert_usage(database, bad)
+    assert (inserted.new, inserted.refused) == (100, 1)
+    assert await rolled_up(database) == await added_up(database)
+
+
+async def test_periods_and_latencies_are_summed_by_the_hour(database: Database) -> None:
+    rows = some_rows(3, 400)
+    await insert_usage(database, rows)
+    for hours in (0, 1, 2, 3):
+        until = HOUR + timedelta(hours=hours)
+        expected = [each for each in rows if each.timestamp < until.strftime("%Y-%m-%d %H:%M:%S.%f")]
+        found = await reports.sums(database, OperatorScope(), HOUR, until, None)
+        assert found.requests == len(expected)
+        assert found.latency_us == sum(round(each.latency_ms * 1000) for each in expected)
+
+
+async def test_a_tenants_sums_and_records_are_its_own(database: Database) -> None:
+    await insert_usage(database, some_rows(4, 300))
+    everyone = await rolled_up(database)
+    for tenant in TENANTS:
+        scope = TenantScope(database, TenantId(tenant))
+        found = await reports.lines(database, scope, *EVER, None, 1000)
+        assert {each["tenant_id"] for each in found} == {tenant}
+        assert sum(each["requests"] for each in found) == sum(v[0] for k, v in everyone.items() if k[0] == tenant)
+        page = await reports.records(database, scope, *EVER, model=None, limit=500)
+        assert {each["tenant_id"] for each in page} == {tenant}
+
+
+async def test_reports_use_an_index(database: Database) -> None:
+    if not database.is_sqlite:
+        return
+    statements = [
+        "SELECT * FROM usage_rollups WHERE tenant_id = 'x' AND hour >= '2026' AND hour < '2027'",
+        "SELECT * FROM usage_rollups WHERE hour >= '2026' AND hour < '2027'",
+        "SELECT * FROM usage_events WHERE timestamp >= '2026' AND timestamp < '2027' ORDER BY timestamp DESC, id DESC",
+        "SELECT * FROM usage_events WHERE tenant_id = 'x' AND timestamp >= '2026' ORDER BY timestamp DESC, id DESC",
+    ]
+    async with database.read() as connection:
+        for statement in statements:
+            plan = (await connection.execute(sqlalchemy.text(f"EXPLAIN QUERY PLAN {statement}"))).all()
+            assert all("USING INDEX" in line[3] for line in plan), plan
+
+
+async def test_the_migration_adds_up_what_was_there_before_it(database: Database) -> None:
+    """Take the tables back to what they were, and migrate again."""
+    await insert_usage(database, some_rows(5, 300))
+    async with database.write() as connection:
+        brin = "CREATE INDEX ix_usage_events_timestamp_brin ON usage_events USING brin (timestamp)"
+        statements = [
+            "DROP TABLE usage_rollups",
+            "DROP INDEX ix_usage_events_timestamp",
+            "UPDATE alembic_version SET version_num = '0001'",
+            *([] if database.is_sqlite else [brin]),
+        ]
+        for statement in statements:
+            await connection.execute(sqlalchemy.text(statement))
+    assert await schema.migrate(database)
+    assert await rolled_up(database) == await added_up(database)
