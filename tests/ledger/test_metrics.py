@@ -68,7 +68,10 @@ def test_histograms_put_each_value_under_the_first_bound_it_is_not_over() -> Non
 def test_failures_attempts_and_fallbacks_are_told_apart() -> None:
     local = Deployment(id="local/q", provider=ProviderId("local"), model="q")
     tries = (attempt(None, "upstream_connect_failed"), attempt(200))
-    elsewhere = (attempt(500, "upstream_error"), Attempt(deployment="local/q", provider=ProviderId("local"), status=200, code=None, duration_ms=1))
+    elsewhere = (
+        attempt(500, "upstream_error"),
+        Attempt(deployment="local/q", provider=ProviderId("local"), status=200, code=None, duration_ms=1),
+    )
     found = scraped(
         counted(
             outcome(1, attempts=tries),
@@ -87,7 +90,7 @@ def test_failures_attempts_and_fallbacks_are_told_apart() -> None:
 
 
 def test_what_a_provider_calls_its_errors_is_not_a_label() -> None:
-    codes = [None, "upstream_error", *(f"{n} \"odd\"\n\\ \ud800" for n in range(1000))]
+    codes = [None, "upstream_error", *(f'{n} "odd"\n\\ \ud800' for n in range(1000))]
     found = scraped(counted(*(outcome(n, code=code) for n, code in enumerate(codes))))
     assert {labels["error_type"] for labels, _ in found["hortator_requests_total"]} == {"", "upstream_error", OTHER}
     assert one(found["hortator_requests_total"], error_type=OTHER) == 1000
@@ -108,7 +111,11 @@ def test_ten_thousand_catalogued_models_stay_within_the_bound() -> None:
 
 def test_readings_of_one_name_are_one_family_and_text_is_escaped() -> None:
     odd = 'a "quoted"\nline \\'
-    readings = [Reading("up", "Help.", 1, {"x": odd}), Reading("other_total", "Help.", 2.5), Reading("up", "Help.", 0, {"x": "b"})]
+    readings = [
+        Reading("up", "Help.", 1, {"x": odd}),
+        Reading("other_total", "Help.", 2.5),
+        Reading("up", "Help.", 0, {"x": "b"}),
+    ]
     found = scraped(counted(), *readings)
     assert found["up"] == [({"x": odd}, 1), ({"x": "b"}, 0)]
     assert found["other_total"] == [({}, 2.5)]
@@ -126,7 +133,6 @@ def test_each_metric_is_explained() -> None:
     """Of both kinds: those that the counters make, and the gauges that the composition root reads."""
     page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     documented = set(re.findall(r"^\| `([a-z_]+)`", page, re.MULTILINE))
-    families = {name for name in re.findall(r"^# TYPE (\S+)", exposition(counted(outcome()), ()).decode(), re.MULTILINE)}
+    families = set(re.findall(r"^# TYPE (\S+)", exposition(counted(outcome()), ()).decode(), re.MULTILINE))
     families |= set(re.findall(r'Reading\(\s*"([a-z_]+)"', (ROOT / "hortator" / "app.py").read_text("utf-8")))
     assert families == documented
-
