@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
@@ -134,4 +135,25 @@ async def test_the_migration_adds_up_what_was_there_before_it(database: Database
         for statement in statements:
             await connection.execute(sqlalchemy.text(statement))
     assert await schema.migrate(database)
+    assert await rolled_up(database) == await added_up(database)
+
+
+async def test_pages_by_cursor_show_each_record_once_also_of_one_moment(database: Database) -> None:
+    await insert_usage(database, [*some_rows(6, 100), *(row(number) for number in range(50))])
+    seen: list[int] = []
+    after = None
+    while True:
+        page = await reports.records(database, OperatorScope(), *EVER, model=None, limit=7, after=after)
+        seen += [each["id"] for each in page]
+        if len(page) < 7:
+            break
+        after = reports.Place(page[-1]["timestamp"], page[-1]["id"])
+    assert len(seen) == len(set(seen)) == 150
+    assert seen == [
+        each["id"] for each in await reports.records(database, OperatorScope(), *EVER, model=None, limit=500)
+    ]
+
+
+async def test_two_writers_at_once_add_everything_up(database: Database) -> None:
+    await asyncio.gather(*(insert_usage(database, some_rows(10 + seed, 100)) for seed in range(4)))
     assert await rolled_up(database) == await added_up(database)
