@@ -77,6 +77,7 @@ def _report(settings: Settings) -> dict[str, Any]:
             "port": settings.server.port,
             "root_path": settings.server.root_path,
         },
+        "admin": {"enabled": settings.admin.enabled, "host": settings.admin.host, "port": settings.admin.port},
         "store": {"kind": url.get_backend_name(), "host": url.host, "port": url.port, "database": url.database},
         "providers": [_provider(provider) for provider in settings.providers],
         "models": [
@@ -134,7 +135,8 @@ _NO_ENGINE = "not served, as its engine is not installed; pip install 'hortator[
 def _lines(report: dict[str, Any]) -> list[str]:
     """Return the report for people."""
     listen, store, local = report["listen"], report["store"], report["local"]
-    host = f"[{listen['host']}]" if ":" in listen["host"] else listen["host"]
+    host, admin_host = (f"[{one}]" if ":" in one else one for one in (listen["host"], report["admin"]["host"]))
+    admin = f"http://{admin_host}:{report['admin']['port']}/metrics" if report["admin"]["enabled"] else "switched off"
     place = store["database"]
     if store["host"] is not None:
         port = "" if store["port"] is None else f":{store['port']}"
@@ -143,6 +145,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"configuration  {report['file'] or 'no file; defaults'}",
         f"home           {report['home']}",
         f"listens on     http://{host}:{listen['port']}{listen['root_path']}/v1",
+        f"for operators  {admin}",
         f"store          {store['kind']}, {place}",
         f"local model    {local['id']}: {local['state']}",
         "",

@@ -56,11 +56,15 @@ class _Page:
     def histogram(
         self, name: str, labels: Mapping[str, str], bounds: tuple[float, ...], found: Histogram, unit: float
     ) -> None:
-        """`unit` is how many of the base unit one observed unit is: 0.001 for milliseconds."""
+        """`unit` is how many of the base unit one observed unit is: 0.001 for milliseconds. An empty one is left out."""
+        buckets = list(found.buckets)
+        if not any(buckets):
+            return
         total = 0
-        for bound, count in zip((*bounds, None), list(found.buckets), strict=True):
+        begin = f"{name}_bucket{_labels(labels)[:-1]},le="
+        for bound, count in zip((*map(_number, bounds), "+Inf"), buckets, strict=True):
             total += count
-            self.sample(f"{name}_bucket", {**labels, "le": "+Inf" if bound is None else _number(bound)}, total)
+            self.lines.append(f'{begin}"{bound}"}} {total}')
         self.sample(f"{name}_sum", labels, found.sum * unit)
         self.sample(f"{name}_count", labels, total)
 

@@ -76,7 +76,9 @@ def moment(text: str, param: str) -> datetime:
     except (ValueError, OverflowError):
         found = datetime.min.replace(tzinfo=UTC)
     if not 1970 < found.year < 9999:
-        raise InvalidRequest("expected a date or a time, e.g. 2026-11-01 or 2026-11-01T12:00:00Z", param=param)
+        raise InvalidRequest(
+            "expected a date or a time, e.g. 2026-11-01 or 2026-11-01T12:00:00Z", code="invalid_value", param=param
+        )
     return found
 
 
