@@ -148,6 +148,9 @@ class App:
         text = "1 = the provider answered when it was last asked."
         for provider, health in self._health.shown.items():
             found.append(Reading("hortator_provider_up", text, health.state == "up", {"provider": provider}))
+        text = "1 = the breaker leaves the deployment of a named model alone."
+        for place, shown in self._deployments().items():
+            found.append(Reading("hortator_deployment_open", text, shown["state"] == "open", {"deployment": place}))
         if self._local is not None:
             name = {"model": self._local.name}
             up = self._local.state == "ready"
