@@ -1,0 +1,220 @@
+"""How much work a request asks for: a score from 0 to 1, the path it points to, and why (R-000-31 to 39, readings C-15 and C-16).
+
+Routing will ask it which tier of model a request without a named model deserves; nothing calls it yet. `features.py` finds what the
+last user turn asks and describes it; a small linear model, trained by training/complexity/train.py, weighs the features for each path.
+Plain Python and deterministic: the same messages give the same score. It never sees the store, providers or HTTP, and never calls a
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from math import exp
+from typing import Final, Literal
+
+import msgspec
+
+from hortator.routing.features import Message, describe, read
+
+Path = Literal["fast", "standard", "complex"]
+
+FAST_BELOW: Final = 0.3
+COMPLEX_FROM: Final = 0.7
+"""Cut points of R-000-34: below the first fast, from the second on complex, between them standard."""
+_PATHS: Final[tuple[Path, ...]] = ("fast", "standard", "complex")
+_MAX_REASONS = 3
+
+
+class Complexity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request asks for, judged."""
+
+    score: float
+    """0 = one cheap model answers at once; 1 = planning, several parts, research, a large change."""
+    path: Path
+    """What the score means with the caller's cut points."""
+    confidence: float
+    """Estimated probability that the path for the usual cut points is right, 0.33 to 1."""
+    reasons: tuple[str, ...]
+    """At most three, strongest first, for people: "asks to design a whole product or institution"."""
+    features: dict[str, float]
+    """What the score was computed from: feature -> value; words with a weight of their own as `word x`."""
+
+
+Weights = tuple[float, float, float]
+
+
+class _Model(msgspec.Struct, frozen=True):
+    """The trained weights: feature or word -> its weight for fast, standard and complex."""
+
+    features: dict[str, Weights]
+    words: dict[str, Weights]
+
+
+Weighed = tuple[str, float, Weights]
+"""A feature, its value and its weights."""
+
+_MODEL: Final = msgspec.json.decode(
+    files("hortator.routing").joinpath("data/complexity.json").read_bytes(), type=_Model
+)
+
+
+def score(
+    messages: Iterable[Message], *, fast_below: float = FAST_BELOW, complex_from: float = COMPLEX_FROM
+) -> Complexity:
+    """Judge what the last user turn of `messages` asks for, in the light of the turns before it.
+
+    `messages` are chat messages as mappings: `role`, and `content` as a string or a list of parts. System prompts, tool results and
+    pasted matter are not judged. Never raises for odd messages; without any user text the request is fast.
+    """
+    features, words = describe(read(messages))
+    weighed = [(name, value, _MODEL.features[name]) for name, value in features.items() if name in _MODEL.features]
+    for word in words:
+        if word in _MODEL.words:
+            weighed.append(("word " + word, 1.0, _MODEL.words[word]))
+    fast, standard, complex_ = _chances(weighed)
+    scored = _scored(fast, standard, complex_)
+    usual = _path(scored, FAST_BELOW, COMPLEX_FROM)
+    return Complexity(
+        score=scored,
+        path=_path(scored, fast_below, complex_from),
+        confidence=round(max(fast, standard, complex_), 4),
+        reasons=_reasons(weighed, usual),
+        features={name: value for name, value, _ in weighed},
+    )
+
+
+def _chances(weighed: list[Weighed]) -> tuple[float, float, float]:
+    """The probability of each path."""
+    fast = standard = complex_ = 0.0
+    for _, value, (to_fast, to_standard, to_complex) in sorted(
+        weighed
+    ):  # a sum of floats depends on its order, a set has none
+        fast += to_fast * value
+        standard += to_standard * value
+        complex_ += to_complex * value
+    highest = max(fast, standard, complex_)
+    powers = exp(fast - highest), exp(standard - highest), exp(complex_ - highest)
+    total = sum(powers)
+    return powers[0] / total, powers[1] / total, powers[2] / total
+
+
+def _scored(fast: float, standard: float, complex_: float) -> float:
+    """One number: the most probable path says between which of the usual cut points, the probabilities say where there."""
+    if complex_ >= max(fast, standard):
+        value = COMPLEX_FROM + (1 - COMPLEX_FROM) * (complex_ * 3 - 1) / 2
+    elif fast >= standard:
+        value = min(FAST_BELOW * (1 - fast) * 1.5, FAST_BELOW - 0.0001)
+    else:
+        share = 0.5 + 0.5 * (complex_ - fast) / standard
+        value = min(FAST_BELOW + (COMPLEX_FROM - FAST_BELOW) * share, COMPLEX_FROM - 0.0001)
+    return round(value, 4)
+
+
+def _path(scored: float, fast_below: float, complex_from: float) -> Path:
+    if scored < fast_below:
+        return "fast"
+    return "complex" if scored >= complex_from else "standard"
+
+
+# --- reasons ---------------------------------------------------------------------------------------------------------
+
+_ACTS: Final = {
+    "build": "build", "design": "design", "transform": "change or move", "research": "research", "plan": "plan", "write": "write",
+    "judge": "assess", "explain": "explain", "debug": "repair", "rework": "rework", "solve": "solve",
+}  # fmt: skip
+_OBJECTS: Final = {
+    "huge": "something that is a large work in itself",
+    "named": "something of the size of a known product",
+    "system": "a system or an application",
+    "medium": "one document or one piece of code",
+    "small": "a word, a number or a line",
+    "scope": "something whole or all of something",
+    "scale": "something for production scale",
+    "programme": "something with phases, budgets or duties",
+}
+_TOLD: Final = {
+    "mentions": "words are asked about or translated, not meant",
+    "mentions something big": "big words appear only as words: asked about or translated",
+    "asks a fact": "asks for a fact",
+    "asks a fact about something big": "asks for a fact about a large subject",
+    "has brevity": "wants a very short answer",
+    "has define": "asks for a meaning or a translation",
+    "has micro": "asks for a small edit",
+    "has social": "greets or thanks",
+    "has fact": "asks who, when, where or how many",
+    "has pick": "asks to pick out or sort something",
+    "only social": "only greets or thanks",
+    "quotes": "part of it is only a quotation",
+    "payload": "the rest is only material to work on",
+    "pasted, asked briefly": "a short question about pasted matter",
+    "big and wide": "large and wide at once",
+    "wide reach": "of wide reach",
+    "has scope": "covers the whole of something",
+    "has scale": "speaks of scale or production",
+    "has programme": "speaks of phases, budgets or duties",
+    "has huge": "is about something large",
+    "has items": "lists several parts",
+    "items": "lists several parts",
+    "commas": "names many parts",
+    "follows": "continues the turn before",
+    "follows, for all of it": "continues the turn before, for all of it",
+    "has explain": "asks for an explanation",
+    "has judge": "asks for a judgement",
+    "has debug": "asks to find a fault",
+    "has medium": "is about one document or piece of code",
+    "has write": "asks for a text",
+    "has solve": "asks to work something out",
+    "code": "brings code along",
+    "number>1000": "names a large number",
+    "number>50000": "names a very large number",
+    "asks what, for a judgement": "asks for a judgement",
+    "only medium": "is about one document or piece of code",
+    "only small": "is about a word, a number or a line",
+    "big and medium": "asks for something large",
+    "empty": "asks nothing",
+}
+_PLAIN: Final[Mapping[Path, str]] = {
+    "fast": "nothing in it asks for more",
+    "standard": "of middling size",
+    "complex": "its words are those of large work",
+}
+
+
+def _reason(name: str) -> str | None:
+    told = _TOLD.get(name)
+    if told:
+        return told
+    first, _, second = name.partition(" ")
+    if first in _ACTS and second in _OBJECTS:
+        return f"asks to {_ACTS[first]} {_OBJECTS[second]}"
+    if first == "head" and second in _ACTS:
+        return f"its main verb asks to {_ACTS[second]}"
+    return None
+
+
+def _arguments() -> dict[str, tuple[str, Weights]]:
+    """For each feature that can be told in words: how far one of it argues for each path against the other two."""
+    told: dict[str, tuple[str, Weights]] = {}
+    for name, (fast, standard, complex_) in _MODEL.features.items():
+        reason = _reason(name)
+        if reason:
+            half = (fast + standard + complex_) / 2
+            told[name] = reason, (fast * 1.5 - half, standard * 1.5 - half, complex_ * 1.5 - half)
+    return told
+
+
+_ARGUMENTS: Final = _arguments()
+
+
+def _reasons(weighed: list[Weighed], path: Path) -> tuple[str, ...]:
+    """The features that argue most for the path, in words; at least one."""
+    at = _PATHS.index(path)
+    strengths: list[tuple[float, str]] = []
+    for name, value, _ in weighed:
+        argument = _ARGUMENTS.get(name)
+        if argument and (strength := value * argument[1][at]) > 0.1:
+            strengths.append((-strength, argument[0]))
+    strengths.sort()
+    reasons = tuple(dict.fromkeys(reason for _, reason in strengths))
+    return reasons[:_MAX_REASONS] or (_PLAIN[path],)

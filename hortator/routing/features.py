@@ -1,0 +1,574 @@
+"""What a request asks for, as numbers: finds the asking part of a conversation and describes it with a few hundred features.
+
+`complexity.py` calls `read` and then `describe`; training/complexity/train.py does the same, so that what is learned is what is used.
+Intent matters, not vocabulary: the main verb and the size of its object, whether a keyword is only mentioned (quoted, translated,
+defined) or only background, how much is asked, how short the answer may be. Pasted code, logs and tools' boilerplate are set aside.
+Pure and bounded: at most 4,000 characters of a turn and `MAX_TOKENS` words are looked at, whatever is sent. No I/O after import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+from hortator.routing.lexicon import LEXICON, is_cjk, plain
+
+CAP_HEAD, CAP_TAIL = 2_600, 1_400
+"""Characters kept of a turn: its beginning and its end."""
+PROSE_HEAD, PROSE_TAIL = 900, 400
+"""Characters kept of what is left after pasted matter is set aside."""
+MAX_TOKENS: Final = 110
+"""Words looked at: three quarters from the beginning, the rest from the end."""
+_MAX_TURNS = 60
+"""Messages looked at, from the end."""
+
+Message = Mapping[str, object]
+Features = dict[str, float]
+
+
+class Ask(NamedTuple):
+    """The asking part of a conversation."""
+
+    prose: str
+    """What the user wrote, lower case, without accents, quotations and pasted matter."""
+    quoted: int
+    """Number of quotations that were set aside."""
+    pasted: int
+    """Characters of code, logs and documents that were set aside."""
+    code: bool
+    """Some of what was set aside was in a code fence or looked like code."""
+    payload: bool
+    """Text after a colon was set aside: what is to be translated, corrected, classified."""
+    bullets: int
+    """Lines that are items of a list."""
+    follows: bool = False
+    """The last turn only makes sense with the one before, whose words are included."""
+    closes: str = ""
+    """The last turn's own words where `follows`, else empty."""
+
+
+class Sentence(NamedTuple):
+    """One sentence: its words, and the categories found in it as bits."""
+
+    words: list[str]
+    kinds: list[int]
+    """For each word, phrases that begin there included."""
+    mask: int
+    opening: int
+    """Intents of the first word that says what is wanted, politeness skipped; 0 = none."""
+    direct: bool
+    """That word comes first: an imperative."""
+    question: bool
+
+
+# --- finding what is asked -------------------------------------------------------------------------------------------
+
+_WANTED = (
+    "user_query|user_message|user_request|user_input|task|query|question|request|feedback|instructions?|prompt|human"
+)
+_WANTED_TAG = re.compile(rf"<({_WANTED})>\s*(.*?)\s*</\1>", re.DOTALL | re.IGNORECASE)
+_OTHER_TAG = re.compile(r"<([a-zA-Z][\w-]*)(?:\s[^<>]*)?>.*?</\1>", re.DOTALL)
+_OPEN_TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
+_LABEL = re.compile(
+    r"\n\W{0,4}(?:user(?:'s)? |my )?(?:request|question|query|task|instructions?|message|user|human)\W{0,3}:\s*",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"```.*?(?:```|$)|~~~.*?(?:~~~|$)", re.DOTALL)
+_JSON_MATTER = re.compile(
+    r'"(?:input|text|content|code|sql|document|context|data|body|labels|from|to|role|lang|language|source|target)"\s*:\s*'
+    r'(?:"(?:[^"\\]|\\.)*"|\[[^\]{}]*\])'
+)
+_JSON_SAID = re.compile(r'"content"\s*:\s*"((?:[^"\\]|\\.){1,400})"')
+_JSON_MARKS = re.compile(r'[{}\[\]":_]+')
+_QUOTE = re.compile(
+    r'"[^"\n]{1,240}"|“[^”]{1,240}”|„[^“”]{1,240}[“”]|«[^»]{1,240}»|`[^`\n]{1,160}`|「[^」]{1,120}」|『[^』]{1,120}』'
+    r"|['‘](?<!\w['‘])[^'’\n]{1,160}['’](?!\w)"
+)
+_PASTED = re.compile(
+    r"\[?\d{4}[-/]\d\d[-/]\d\d|\[?\d\d:\d\d:\d\d|\[\w+\] |\{\"|\[[{\[\"]|(?:INFO|WARN|WARNING|ERROR|DEBUG|FATAL|TRACE)\b"
+    r"|[A-Z][a-z]{2} +\d+ \d\d:\d\d|at [\w.$<>]+\(|Traceback \(|File \"|[$>] |>>> |#include|(?:from \S+ )?import \S+$|import [\w{*]"
+    r"|def \w+\(|class \w+[(:{ ].*[:{]$|function \w*\(|func |(?:public|private|protected|static|const|let|var|return|package|using"
+    r"|namespace|struct|impl|fn|pub|async)\s\S.*[;{(=]|</?\w|@@|[+-]{3} |diff --git|@\w+|//|/\*|\* |#!|SELECT .*\b(?:FROM|,)"
+    r"|INSERT INTO|CREATE TABLE|\d{1,3}(?:\.\d{1,3}){3}\b|\|.*\||[\w.\[\]\"']+ ?[-+]?= ?\S+$|\"[\w -]+\"\s*:|[\w.-]+:(?: \S+)?$"
+    r"|- \w+: \S+$|[^,\s]+(?:,[^,\s]*){3,}$|[A-Z][\w-]*Error: |(?:From|To|Subject|Date|Cc): "
+)
+_BULLET = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.)]|\(?[a-z][.)])\s+\S")
+_YAML_ITEM = re.compile(r"\s*- [\w.-]+:(?: \S+)?$")
+_INLINE_ITEM = re.compile(r"(?<!\w)[1-9a-h][.)]\s")
+
+
+def _text(content: object) -> str:
+    """The text of a message's content: a string, or its text parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        return ""
+    texts = [
+        part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") in ("text", "input_text")
+    ]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _capped(text: str, head: int, tail: int) -> str:
+    return text if len(text) <= head + tail else text[:head] + "\n" + text[-tail:]
+
+
+def _unwrapped(text: str) -> str:
+    """Without the tags and labels that tools put around what the user typed."""
+    if "</" in text:
+        wanted = [found.group(2) for found in _WANTED_TAG.finditer(text)]
+        if wanted:
+            text = wanted[-1]
+        else:
+            rest = _OPEN_TAG.sub(" ", _OTHER_TAG.sub("\n", text))
+            text = rest if len(rest.strip()) > 2 else _OPEN_TAG.sub(" ", text)
+    if len(text) > 200:
+        end = 0
+        for found in _LABEL.finditer("\n" + text):
+            end = found.end() - 1
+        if 0 < end < len(text) - 1:
+            text = text[end:]
+    return text
+
+
+def _is_pasted(line: str) -> bool:
+    """Looks like code, a log line, a table or a header, not like a sentence."""
+    bare = line.strip()
+    if not bare:
+        return False
+    if line[0] in " \t" and (line.startswith("    ") or line[0] == "\t"):
+        return True
+    return (
+        bare[-1] in ";{}[(" or bare.endswith("):") or bare in ("]", ")", "},", "],") or _PASTED.match(bare) is not None
+    )
+
+
+def _without_paste(text: str) -> tuple[str, bool, int]:
+    """Prose lines; whether some of the rest was code; the lines that are items of a list."""
+    code = "```" in text or "~~~" in text
+    if code:
+        text = _FENCE.sub("\n", text)
+    if "\n" not in text:
+        return text, code, 0
+    lines = text.split("\n")
+    if len(lines) > 30:
+        lines = lines[:18] + lines[-12:]
+    kept: list[str] = []
+    bullets = 0
+    for line in lines:
+        if _BULLET.match(line.lstrip()[:12]) and not _YAML_ITEM.match(line):
+            bullets += 1
+            kept.append(line[:300])
+        elif not _is_pasted(line[:300]):
+            kept.append(line)
+    return "\n".join(kept), code or len(lines) - len(kept) > 1, bullets
+
+
+def _from_json(text: str) -> str:
+    """A request that is one JSON document: its words, without the matter to work on."""
+    words = _JSON_MARKS.sub(" ", _JSON_MATTER.sub("", text[:1_500])).strip(" ,\n")
+    if len(words) > 8:
+        return words
+    said = _JSON_SAID.findall(text[:1_500])
+    return said[-1] if said else text[:400]
+
+
+def _user_prose(raw: str) -> Ask:
+    """One user turn on its own."""
+    text = _unwrapped(_capped(raw, CAP_HEAD, CAP_TAIL)).strip()
+    if text[:1] in ("{", "[") and text[-1:] in ("}", "]") and '"' in text:
+        prose, code, bullets = _from_json(text), False, 0
+    else:
+        prose, code, bullets = _without_paste(text)
+    if len(prose.strip()) < 2:
+        prose = text[:400]
+    prose, bullets = _without_document(prose, bullets)
+    prose = _capped(prose, PROSE_HEAD, PROSE_TAIL)
+    aside = len(raw) - len(prose)
+    if not bullets and ") " in prose:
+        bullets = len(_INLINE_ITEM.findall(prose))
+    unquoted, quotes = _QUOTE.subn(" \u00a4 ", prose)
+    if quotes and len(unquoted.replace("\u00a4", "").strip(" .?!\n")) < 2:
+        unquoted = prose
+    unquoted, payload = _without_payload(plain(unquoted))
+    return Ask(unquoted, quotes, aside, code, payload, bullets)
+
+
+_ASIDE_KINDS = LEXICON.mask("define", "micro", "mention")
+_PAYLOAD_HEADS = frozenset(
+    "classify extract label tag sentiment detect count summarize summarise tl tldr paraphrase rephrase reword categorize repeat echo question".split()
+)
+
+
+def _without_document(prose: str, bullets: int) -> tuple[str, int]:
+    """Drop a document that stands before or after one short question or instruction about it."""
+    if len(prose) < 350 or "\n" not in prose:
+        return prose, bullets
+    lines = [line for line in prose.split("\n") if line.strip()]
+    first, last = lines[0], lines[-1]
+    for asks in (first, last):
+        if len(asks) > 320 or len(prose) - len(asks) < 260:
+            continue
+        sentences = _sentences(plain(asks))
+        if any(_asks(one) for one in sentences):
+            if asks is first and bullets > 2 and any(one.opening & _CREATES for one in sentences):
+                return prose, bullets
+            return asks, 0
+    return prose, bullets
+
+
+def _asks(sentence: Sentence) -> bool:
+    """A question, an order or a request; not a sentence about who speaks ("You are an architect", "We are a bank")."""
+    if sentence.question or sentence.mask & _REQUEST:
+        return True
+    return sentence.direct and not sentence.kinds[0] & _PERSONA
+
+
+def _without_payload(prose: str) -> tuple[str, bool]:
+    """Drop what stands after the colon of "translate into French: ..."; it is matter to work on, not something asked."""
+    colon = prose.find(":", 0, 200)
+    if colon < 0 or len(prose) - colon < 4 or not prose[colon + 1].isspace():
+        return prose, False
+    words = LEXICON.tokens(prose[:colon])[:24]
+    if not _PAYLOAD_HEADS.isdisjoint(words) or any(kinds & _ASIDE_KINDS for kinds in LEXICON.marked(words)[1]):
+        return prose[:colon], True
+    return prose, False
+
+
+def read(messages: Iterable[Message]) -> Ask:
+    """Find what the last user turn asks, with the turn before where it only continues that ("yes, do it for all of them").
+
+    `messages` are chat messages as mappings with `role` and `content` (a string or a list of parts); unknown shapes are skipped.
+    """
+    turns: list[tuple[str, str]] = []
+    users = 0
+    for message in islice(reversed(list(messages)), _MAX_TURNS):
+        role = message.get("role")
+        if role in ("user", "assistant") and (text := _text(message.get("content"))) and not text.isspace():
+            turns.append((str(role), text))
+            users += role == "user"
+            if users == 3:
+                break
+    asks = [index for index, (role, _) in enumerate(turns) if role == "user"]
+    if not asks:
+        return Ask("", 0, 0, False, False, 0)
+    last = _user_prose(turns[asks[0]][1])
+    if len(asks) < 2 or not _continues(last):
+        return last
+    before = _user_prose(turns[asks[1]][1])
+    if len(asks) > 2 and _continues(before):
+        before = _user_prose(turns[asks[2]][1])
+    said = "".join(text for role, text in turns[asks[0] + 1 : asks[1]] if role == "assistant")
+    offer = plain(_FENCE.sub(" ", said[-600:]))[-240:]
+    prose = f"{last.prose}\n{before.prose[:400]}\n{offer}"
+    return last._replace(prose=prose, follows=True, closes=last.prose, bullets=last.bullets + before.bullets)
+
+
+_SOCIAL, _AFFIRM, _ANAPHORA, _FILLER = (LEXICON.mask(name) for name in ("social", "affirm", "anaphora", "filler"))
+_STANDS_ALONE = LEXICON.mask("fact", "whatis", "define", "micro", "brevity", "mention", "pick")
+_THANKS = frozenset("thanks thank thx ty cheers no enough danke gracias merci grazie obrigado obrigada спасибо".split())
+
+
+def _continues(ask: Ask) -> bool:
+    """Whether a turn only makes sense with the one before: an agreement, or a short one about "it" that asks nothing of its own."""
+    words = LEXICON.tokens(ask.prose[:200])
+    if not words or len(words) > 18 or ask.pasted > 250:
+        return False
+    kinds = LEXICON.marked(words)[1]
+    mask = 0
+    for some in kinds:
+        mask |= some
+    if not _THANKS.isdisjoint(words) and not mask & _CREATES:
+        return False
+    if all(some & _SOCIAL and not some & _AFFIRM for some in kinds):
+        return False
+    if any(some & _AFFIRM for some in kinds[:2]):
+        return not (mask & LEXICON.mask("fact", "whatis", "mention") and "?" in ask.prose)
+    return bool(mask & _ANAPHORA) and not mask & _STANDS_ALONE and "?" not in ask.prose
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+_INTENTS = LEXICON.mask(
+    "define", "micro", "fact", "whatis", "pick", "explain", "debug", "write", "judge", "rework", "solve", "plan", "build", "design",
+    "transform", "research",
+)  # fmt: skip
+_CREATES = LEXICON.mask("build", "design", "transform", "research", "plan")
+_REQUEST, _PERSONA = LEXICON.mask("request"), LEXICON.mask("persona")
+_SKIPPED = _FILLER | _REQUEST | _SOCIAL
+_STOP = re.compile(r"([.!](?=\s|$)|[?？؟;。！।\n]|: (?=(?:who|what|when|where|which|how|is|are|was|does|did|why)\b))")
+
+
+def _sentences(prose: str) -> list[Sentence]:
+    """The sentences of a text, at most `MAX_TOKENS` words: three quarters of them from its beginning, the rest from its end."""
+    pieces = _STOP.split(prose)
+    pieces.append("")
+    found: list[tuple[list[str], bool]] = []
+    total = 0
+    for piece, stop in zip(pieces[::2], pieces[1::2], strict=True):
+        words = LEXICON.tokens(piece)
+        if words:
+            found.append((words, stop in ("?", "？", "؟")))
+            total += len(words)
+    if total > MAX_TOKENS:
+        found = _within_budget(found)
+    return [_sentence(words, question) for words, question in found]
+
+
+def _within_budget(found: list[tuple[list[str], bool]]) -> list[tuple[list[str], bool]]:
+    kept: list[tuple[list[str], bool]] = []
+    room = MAX_TOKENS * 3 // 4
+    at = 0
+    while at < len(found) and room > 0:
+        words, question = found[at]
+        kept.append((words[:room], question))
+        room -= len(words)
+        at += 1
+    tail: list[tuple[list[str], bool]] = []
+    room = MAX_TOKENS // 4
+    for words, question in reversed(found[at:] or found[-1:]):
+        if room <= 0:
+            break
+        tail.append((words[-room:], question))
+        room -= len(words)
+    return kept + tail[::-1]
+
+
+def _sentence(words: list[str], question: bool) -> Sentence:
+    words, kinds = LEXICON.marked(words)
+    mask = 0
+    for some in kinds:
+        mask |= some
+    if mask & _REQUEST and len(words) > 6 and not is_cjk(words[-1]) and not _opening(kinds)[1]:
+        at = max(index for index, some in enumerate(kinds) if some & _REQUEST)
+        if 3 < at < len(words) - 3:
+            words, kinds = words[at:], kinds[at:]
+            mask = 0
+            for some in kinds:
+                mask |= some
+    opening, direct = _opening(kinds)
+    return Sentence(words, kinds, mask, opening, direct, question)
+
+
+def _opening(kinds: Sequence[int]) -> tuple[int, bool]:
+    """The intents of the first word that says what is wanted, and whether only politeness stands before it."""
+    passed = 0
+    for some in kinds[:16]:
+        if some & _INTENTS:
+            return some & _INTENTS, passed == 0
+        if not some & _SKIPPED:
+            passed += 1
+            if passed > 5:
+                break
+    return 0, False
+
+
+# --- describing it ---------------------------------------------------------------------------------------------------
+
+_BIG = ("huge", "named", "system")
+_ACTS = (
+    "build",
+    "design",
+    "transform",
+    "research",
+    "plan",
+    "write",
+    "judge",
+    "explain",
+    "debug",
+    "rework",
+    "solve",
+    "pick",
+    "micro",
+)
+_REACH = ("scope", "scale", "programme")
+_BIG_MASK, _REACH_MASK = LEXICON.mask(*_BIG), LEXICON.mask(*_REACH)
+_ACT_BITS = tuple((name, LEXICON.mask(name)) for name in _ACTS)
+_OBJECT_BITS = tuple((name, LEXICON.mask(name)) for name in (*_BIG, *_REACH, "medium"))
+_COUNTED = LEXICON.mask(*_BIG, *_REACH, "medium", "small", "depth", *_ACTS)
+_SMALL, _MEDIUM = LEXICON.mask("small"), LEXICON.mask("medium")
+_FACT, _THOUGHT = LEXICON.mask("fact", "whatis"), LEXICON.mask("judge", "explain", "solve", "design")
+_MENTION, _DEFINE = LEXICON.mask("mention"), LEXICON.mask("define")
+_LARGE_ACT = LEXICON.mask("design", "transform", "research")
+_SILENT = LEXICON.mask("filler", "request", "persona", "people")
+_NUMBER = re.compile(r"(?<![\w.])(\d{1,3}(?:,\d{3})+|\d{1,9})\s?(k|m|million|billion|thousand|tb|gb)?(?!\w)")
+_OPENERS = frozenset("is are was were do does did has have had will should am isn aren".split())
+
+
+def describe(ask: Ask) -> tuple[Features, list[str]]:
+    """The features of what is asked, name -> value (absent = 0, most are 0 or 1), and its words, which may have weights of their own."""
+    features: Features = {"bias": 1.0}
+    sentences = _sentences(ask.prose)
+    if not sentences:
+        features["empty"] = 1.0
+        return features, []
+    asking = [one for one in sentences if _asks(one)]
+    background = [one for one in sentences if one not in asking] if asking else []
+    asking = asking or sentences
+    mask = 0
+    for one in asking:
+        mask |= one.mask
+    for name in LEXICON.names(mask & ~_SILENT):
+        features["has " + name] = 1.0
+    _background(features, background)
+    _counts(features, asking)
+    size = sum(len(one.words) for one in asking)
+    _size(features, size, ask)
+    for one in asking:
+        _combinations(features, one)
+    _head(features, "head ", asking[0])
+    if len(asking) > 1:
+        _head(features, "last ", asking[-1])
+    _shape(features, ask, asking, mask)
+    return features, list(dict.fromkeys(word for one in asking for word in one.words))
+
+
+def _background(features: Features, background: Sequence[Sentence]) -> None:
+    mask = 0
+    for one in background:
+        mask |= one.mask
+    for name in LEXICON.names(mask & ~_SILENT):
+        features["background " + name] = 1.0
+    if background:
+        features["background"] = min(len(background), 6) / 3
+
+
+def _counts(features: Features, asking: Sequence[Sentence]) -> None:
+    counts: dict[str, int] = {}
+    for one in asking:
+        for some in one.kinds:
+            if some & _COUNTED:
+                for name in LEXICON.names(some & _COUNTED):
+                    counts[name] = counts.get(name, 0) + 1
+    for name, count in counts.items():
+        if count > 1:
+            features["many " + name] = min(count - 1, 5) / 5
+
+
+def _size(features: Features, size: int, ask: Ask) -> None:
+    for limit in (3, 6, 10, 18, 35, 80):
+        if size > limit:
+            features[f"words>{limit}"] = 1.0
+    if ask.bullets > 1:
+        features["items"] = min(ask.bullets, 8) / 4
+        features["has items"] = 1.0
+    if ask.pasted > 80:
+        features["pasted"] = 1.0
+        if ask.pasted > 900:
+            features["pasted a lot"] = 1.0
+        if size <= 14:
+            features["pasted, asked briefly"] = 1.0
+    for name, present in (
+        ("code", ask.code),
+        ("quotes", ask.quoted),
+        ("payload", ask.payload),
+        ("follows", ask.follows),
+    ):
+        if present:
+            features[name] = 1.0
+
+
+def _combinations(features: Features, sentence: Sentence) -> None:
+    """What stands together in one sentence: an act and its object, an act and its reach; or only a mention of a big thing."""
+    mask = sentence.mask
+    if mask & _MENTION or sentence.opening & _DEFINE:
+        _mentions(features, mask)
+        return
+    if sentence.opening & _FACT and not mask & _THOUGHT:
+        features["asks a fact"] = 1.0
+        if mask & _BIG_MASK:
+            features["asks a fact about something big"] = 1.0
+        return
+    if sentence.opening & _FACT:
+        features["asks what, for a judgement"] = 1.0
+    _acts_and_objects(features, mask)
+    big, reach = mask & _BIG_MASK, mask & _REACH_MASK
+    if big:
+        if reach:
+            features["big and wide"] = 1.0
+        if mask & _MEDIUM:
+            features["big and medium"] = 1.0
+    elif mask & _MEDIUM:
+        features["only medium"] = 1.0
+    elif mask & _SMALL:
+        features["only small"] = 1.0
+    if reach.bit_count() > 1:
+        features["wide reach"] = 1.0
+
+
+def _mentions(features: Features, mask: int) -> None:
+    features["mentions"] = 1.0
+    if mask & (_BIG_MASK | _LARGE_ACT):
+        features["mentions something big"] = 1.0
+    if mask & _REACH_MASK:
+        features["mentions something wide"] = 1.0
+
+
+def _acts_and_objects(features: Features, mask: int) -> None:
+    objects = [name for name, bit in _OBJECT_BITS if mask & bit]
+    if mask & _SMALL and not mask & (_BIG_MASK | _REACH_MASK):
+        objects.append("small")
+    for act, bit in _ACT_BITS:
+        if mask & bit:
+            for name in objects:
+                features[f"{act} {name}"] = 1.0
+
+
+def _head(features: Features, prefix: str, sentence: Sentence) -> None:
+    for name in LEXICON.names(sentence.opening):
+        features[prefix + name] = 1.0
+    if not sentence.opening:
+        features[prefix + "nothing"] = 1.0
+    elif sentence.direct:
+        features[prefix + "imperative"] = 1.0
+    start = sentence.words[:4]
+    if start[0] in _OPENERS:
+        features[prefix + "yes or no"] = 1.0
+    if "how" in start:
+        if not {"would", "should", "could"}.isdisjoint(start):
+            features[prefix + "how would"] = 1.0
+        elif not {"to", "i", "2"}.isdisjoint(start):
+            features[prefix + "how to"] = 1.0
+
+
+def _shape(features: Features, ask: Ask, asking: Sequence[Sentence], mask: int) -> None:
+    """The whole request: numbers in it, lists in running text, questions, politeness without content, breadth of the work."""
+    prose = ask.prose
+    if all(some & (_SOCIAL | _FILLER) for one in asking for some in one.kinds):
+        features["only social"] = 1.0
+    if any(one.question for one in asking):
+        features["question"] = 1.0
+    commas = prose.count(",") + prose.count("\u3001") + prose.count("\uff0c") + prose.count("\u060c")
+    if commas:
+        features["commas"] = min(commas, 8) / 4
+        if not mask & _BIG_MASK:
+            features["commas, nothing big"] = min(commas, 8) / 4
+    if len(asking) > 1:
+        features["sentences"] = min(len(asking) - 1, 6) / 3
+    acts = bool(mask & _CREATES)
+    for limit in _limits(prose):
+        features[f"number>{limit}"] = 1.0
+        if acts:
+            features[f"number>{limit} to act on"] = 1.0
+    features["acts"] = (mask & _CREATES).bit_count() / 3
+    reach = len([some for one in asking for some in one.kinds if some & _REACH_MASK])
+    features["breadth"] = min(reach, 8) / 4
+    if ask.follows:
+        closing = LEXICON.marked(LEXICON.tokens(ask.closes[:120]))[1]
+        if any(some & LEXICON.mask("scope") for some in closing):
+            features["follows, for all of it"] = 1.0
+
+
+_FACTORS: Final = {"k": 1e3, "thousand": 1e3, "m": 1e6, "million": 1e6, "billion": 1e9, "tb": 1e6}
+
+
+def _limits(prose: str) -> list[int]:
+    """Which of a few limits the largest number passes; years do not count."""
+    largest = 0.0
+    for digits, unit in _NUMBER.findall(prose):
+        value = float(digits.replace(",", "")) * _FACTORS.get(unit, 1.0)
+        if not 1900 <= value <= 2035:
+            largest = max(largest, value)
+    return [limit for limit in (9, 30, 1_000, 50_000) if largest > limit]
