@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from time import monotonic
 from typing import Any
 
@@ -18,7 +20,7 @@ from hortator.api import shell
 from hortator.api.admin import AdminDoor
 from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send, naming
-from hortator.call import ProviderId, Usage
+from hortator.call import Deployment, ProviderId, Usage
 from hortator.dispatch import Dispatch, breaker, retry
 from hortator.dispatch.balance import Balance
 from hortator.dispatch.health import Health
@@ -35,9 +37,13 @@ from hortator.routing import Catalogue
 from hortator.settings import LOCAL, Settings, is_loopback
 from hortator.settings import Provider as ProviderSettings
 from hortator.store import Database, migrate, sqlite_url
-from hortator.tenancy import Identity
+from hortator.tenancy import Budgets, Identity
+from hortator.tenancy.counters import Counters, MemoryCounters
+from hortator.tenancy.redis_counters import RedisCounters
 
 MIGRATE_AGAIN_SECONDS = 5.0
+HOLD_MARGIN_SECONDS = 60
+"""How much longer than a request may take what it reserved is kept for it."""
 
 
 class App:
@@ -62,6 +68,7 @@ class App:
             flush_seconds=settings.ledger.flush_ms / 1000,
             counts=self._counts if settings.admin.enabled else None,
         )
+        self._budgets = budgets(settings, prices)
         self._upstream = upstream(settings)
         self._local = local
         remote = {ProviderId(p.id): remote_provider(p, self._upstream) for p in settings.providers}
@@ -83,11 +90,12 @@ class App:
         """Start what runs beside requests. A store that is down does not stop it; one of a newer release does (ConfigError)."""
         await self._migrate()
         await self._identity.start()
+        await self._budgets.start()
         await self._ledger.start()
         if self._local is not None:
             await self._local.start()
         dispatch = Dispatch(self._providers, self.balance, retry.Retry(_retry_limits(self.settings)))
-        gateway = Gateway(self.settings, self._identity, lambda: self._catalogue, dispatch, self._ledger)
+        gateway = Gateway(self.settings, self._identity, lambda: self._catalogue, dispatch, self._ledger, self._budgets)
         self._door = OpenAIDoor(gateway, self.settings.server.max_body_bytes)
         self._tasks.append(asyncio.create_task(self._health.run(), name="health"))
         if not self._migrated:
@@ -102,6 +110,7 @@ class App:
         if self._local is not None:
             await self._local.stop()
         await self._identity.close()
+        await self._budgets.close()
         await self._ledger.drain()
         await self.database.close()
 
@@ -181,6 +190,7 @@ class App:
             "deployments": self._deployments(),
             "model": model,
             "ledger": msgspec.to_builtins(self._ledger.gauges),
+            "limits": self._budgets.gauges._asdict(),
         }
 
     def _deployments(self) -> dict[str, Any]:
@@ -233,6 +243,28 @@ def _prices(settings: Settings, book: PriceBook) -> dict[str, float]:
         if cost is not None:
             found[f"{place.provider}/{place.model}"] = float(cost)
     return found
+
+
+def budgets(settings: Settings, prices: PriceBook) -> Budgets:
+    """Return what counts the limits, in Redis where one is configured."""
+    counters: Counters = MemoryCounters()
+    if settings.redis.url is not None:
+        counters = RedisCounters(
+            settings.redis.url.reveal(),
+            deadline=settings.redis.deadline_ms / 1000,
+            hold_seconds=math.ceil(settings.timeouts.total_ms / 1000) + HOLD_MARGIN_SECONDS,
+        )
+
+    def price(deployment: Deployment, model: str | None, usage: Usage) -> Decimal | None:
+        known = prices.price(deployment.provider, deployment.model, model)
+        return None if known is None else known.cost(usage)
+
+    return Budgets(
+        counters,
+        price,
+        default_max_output_tokens=settings.limits.default_max_output_tokens,
+        fail_open=msgspec.structs.asdict(settings.limits.fail_open),
+    )
 
 
 def upstream(settings: Settings) -> Upstream:

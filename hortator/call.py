@@ -24,6 +24,23 @@ Resend = Literal["again", "elsewhere", "never"]
 UsageSource = Literal["reported", "estimated", "unknown"]
 
 
+LimitKind = Literal["requests", "tokens", "money", "concurrent"]
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """A bound on what a tenant or a key may use in a window of time."""
+
+    key: str
+    """Whose and which: `tenant:<id>:tokens:3600`. One counter a key."""
+    text: str
+    """As the operator wrote it: `1000 tokens/hour`."""
+    kind: LimitKind
+    window: int
+    """Seconds, counted from the epoch (C-23); `MONTH` = calendar month, UTC; 0 = at any one time (`concurrent`)."""
+    amount: int
+    """Requests, tokens, or billionths of a US dollar."""
+
+
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who calls: a key of a tenant, and what that key may do."""
 
@@ -33,6 +50,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     allowed_models: tuple[str, ...] = ("*",)
     """Globs over model ids, case sensitive. `("*",)` = every model."""
     permissions: frozenset[str] = frozenset()
+    limits: tuple[Limit, ...] = ()
+    """The tenant's and the key's own; a call must fit them all. Empty = none."""
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

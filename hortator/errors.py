@@ -16,8 +16,9 @@ Messages are written for the caller: they never hold database text, stack traces
      |    +-- TooLarge               413  request_too_large
      |    +-- UnsupportedMediaType   415  unsupported_media_type
      |    +-- HeadersTooLarge        431  headers_too_large
-     |    +-- RateLimited            429  rate_limit_exceeded | local_model_busy | ...
+     |    +-- RateLimited            429  rate_limit_exceeded | token_limit_exceeded | budget_exceeded | local_model_busy | ...
      +-- Unavailable                 503  store_unavailable | draining | ...
+     |    +-- LimitsUnavailable      503  limits_unavailable
      +-- ClientGone                  (no reply: the caller hung up)
      +-- UpstreamError               502  the provider failed before or while it answered
           +-- ConnectFailed          502  upstream_connect_failed
@@ -43,6 +44,8 @@ class HortatorError(Exception):
     type: str = "server_error"
     default_code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Headers that the reply needs besides those every error gets; names in small letters."""
 
     def __init__(
         self,
@@ -147,6 +150,17 @@ class RateLimited(RequestError):
     default_code = "rate_limit_exceeded"
     retryable = True
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after: float | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message, code=code, retry_after=retry_after)
+        self.headers = headers
+
 
 class Unavailable(HortatorError):
     """503: we cannot serve this now (store down, draining, no capacity)."""
@@ -155,6 +169,13 @@ class Unavailable(HortatorError):
     type = "service_unavailable_error"
     default_code = "unavailable"
     retryable = True
+
+
+class LimitsUnavailable(Unavailable):
+    """503: what the caller has used cannot be counted now, and its limits may not be passed over."""
+
+    default_code = "limits_unavailable"
+    headers = ((b"x-hortator-degraded", b"limits"),)
 
 
 class ClientGone(HortatorError):

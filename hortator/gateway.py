@@ -15,7 +15,7 @@ from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger
 from hortator.routing import Catalogue, decide
 from hortator.settings import Settings
-from hortator.tenancy import Identity
+from hortator.tenancy import Budgets, Identity, Reservation
 
 
 class StreamedAnswer:
@@ -54,11 +54,13 @@ class Gateway:
         catalogue: Callable[[], Catalogue],
         dispatch: Dispatch,
         ledger: Ledger,
+        budgets: Budgets,
     ) -> None:
         self._identity = identity
         self._catalogue = catalogue
         self._dispatch = dispatch
         self._ledger = ledger
+        self._budgets = budgets
         self._total = settings.timeouts.total_ms / 1000
         self._keep_alive = settings.stream.keep_alive_ms / 1000
         self._status_wait_ms = settings.stream.status_wait_ms
@@ -77,36 +79,55 @@ class Gateway:
 
     async def complete(self, caller: Caller, call: Call, trace: Trace) -> bytes:
         """Walk a call whose answer comes in one piece; return its body. What happened is in `trace`, also after an error."""
+        held: Reservation | None = None
         try:
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
+            if caller.limits:
+                held = await self._budgets.reserve(caller, call, decision.candidates)
             body = await carry_whole(self._dispatch, call, decision, trace, call.started + self._total)
         except BaseException as error:
-            self._record(caller, call, trace, error)
+            self._record(caller, call, trace, held, error)
             raise
-        self._record(caller, call, trace, None)
+        self._record(caller, call, trace, held, None)
+        if held is not None:
+            _tell_limits(held, trace)
         return body
 
     async def stream(self, caller: Caller, call: Call, trace: Trace) -> StreamedAnswer:
         """Walk a call whose answer is streamed; return when its status is known or the wait for it is over."""
+        held: Reservation | None = None
         try:
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
-        except HortatorError as error:
-            self._record(caller, call, trace, error)
+            if caller.limits:
+                held = await self._budgets.reserve(caller, call, decision.candidates)
+        except BaseException as error:
+            self._record(caller, call, trace, held, error)
             raise
         stream = Stream(self._dispatch, call, decision, trace, call.started + self._total, self._keep_alive)
         try:
             await stream.open()
         except BaseException as error:
             await stream.close(error)
-            self._record(caller, call, trace, error)
+            self._record(caller, call, trace, held, error)
             raise
-        return StreamedAnswer(stream, lambda error: self._record(caller, call, trace, error, opened=True))
+        if held is not None:
+            _tell_limits(held, trace)
+        return StreamedAnswer(stream, lambda error: self._record(caller, call, trace, held, error, opened=True))
 
     def _record(
-        self, caller: Caller, call: Call, trace: Trace, error: BaseException | None, *, opened: bool = False
+        self,
+        caller: Caller,
+        call: Call,
+        trace: Trace,
+        held: Reservation | None,
+        error: BaseException | None,
+        *,
+        opened: bool = False,
     ) -> None:
-        """Leave one record of the call, however it ended. `opened`: its status line had gone out before that."""
+        """Settle the call and leave one record of it, however it ended. `opened`: its status line had gone out before that."""
         now = monotonic()
+        if held is not None:
+            self._budgets.settle(held, trace.usage, trace.deployment, trace.response_model, trace.complete)
         first = trace.first_byte_at
         failure = None if error is None else trace.failure(error)
         self._ledger.record(
@@ -130,6 +151,13 @@ class Gateway:
                 overhead_ms=overhead_ms(call, trace, first if call.stream and first is not None else now),
             )
         )
+
+
+def _tell_limits(held: Reservation, trace: Trace) -> None:
+    """Put what is left of the caller's limits among the reply's headers, in place of what the provider said of its own."""
+    ours = held.headers
+    kept = [pair for pair in trace.headers if not pair[0].startswith(b"x-ratelimit-")] if ours else trace.headers
+    trace.headers = [*kept, *ours]
 
 
 def overhead_ms(call: Call, trace: Trace, now: float) -> float:

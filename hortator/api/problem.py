@@ -10,10 +10,11 @@ import math
 
 import msgspec
 
-from hortator.errors import HortatorError, MethodNotAllowed, RateLimited, UpstreamRefused
+from hortator.errors import HortatorError, MethodNotAllowed, RateLimited
 
 Headers = list[tuple[bytes, bytes]]
 
+PATIENCE_SECONDS = 120
 JSON = (b"content-type", b"application/json")
 
 
@@ -26,14 +27,19 @@ def body(error: HortatorError) -> bytes:
 
 def headers(error: HortatorError) -> Headers:
     """Return the headers that belong to an error: what the upstream said about retrying, or what we say."""
-    found: Headers = list(error.headers) if isinstance(error, UpstreamRefused) else []
+    found: Headers = list(error.headers)
     if error.retry_after is not None and not any(name == b"retry-after" for name, _ in found):
         found.append((b"retry-after", str(math.ceil(error.retry_after)).encode()))
     if isinstance(error, MethodNotAllowed):
         found.append((b"allow", ", ".join(error.allowed).encode()))
-    if isinstance(error, RateLimited) and error.retry_after is None:
+    if isinstance(error, RateLimited) and _waiting_is_vain(error):
         found.append((b"x-should-retry", b"false"))
     return found
+
+
+def _waiting_is_vain(error: RateLimited) -> bool:
+    """Whether a client should not try again by itself: waiting does not help, or not within the two minutes clients wait."""
+    return error.retry_after is None or error.retry_after > PATIENCE_SECONDS or error.code == "budget_exceeded"
 
 
 def event(error: HortatorError) -> bytes:

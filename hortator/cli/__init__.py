@@ -9,10 +9,11 @@ import click
 
 from hortator import __version__
 from hortator.cli.check import check
-from hortator.cli.keys import keys, tenants
+from hortator.cli.keys import keys
 from hortator.cli.migrate import migrate
 from hortator.cli.models import models
 from hortator.cli.serve import serve
+from hortator.cli.tenants import tenants
 from hortator.cli.usage import usage
 
 

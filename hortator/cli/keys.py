@@ -1,4 +1,4 @@
-"""`hortator keys ...` and `hortator tenants ...`: the operator's view of who may call.
+"""`hortator keys ...`: the operator's view of who may call. `hortator tenants` is in `tenants.py` and shares what is here.
 
 They work on the store directly, with or without a running server; a server notices within 5 s. A new key is printed alone on
 standard output, everything meant for people goes to standard error, so `KEY=$(hortator keys create --name ci)` works.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -20,8 +20,8 @@ from hortator import app
 from hortator.cli.configuration import configured, load_settings
 from hortator.errors import HortatorError
 from hortator.store import Database, migrate
-from hortator.store.queries import ApiKey, Tenant, list_tenants
-from hortator.tenancy.keys import DEFAULT_TENANT, create_key, create_tenant, list_keys, revoke_key, rotate_key
+from hortator.store.queries import ApiKey, Tenant
+from hortator.tenancy.keys import DEFAULT_TENANT, create_key, limit_key, list_keys, revoke_key, rotate_key
 
 T = TypeVar("T")
 
@@ -43,7 +43,14 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+limit_option = click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    help="'60 requests/minute', '1000 tokens/hour', '5 usd/day', '10 concurrent'; per minute, hour, day or month; repeatable. "
+    "'unlimited' takes all away.",
+)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def with_store(config: Path | None, env_file: Path | None, work: Callable[[Database], Awaitable[T]]) -> T:
@@ -64,15 +71,20 @@ def with_store(config: Path | None, env_file: Path | None, work: Callable[[Datab
         raise click.ClickException(error.message) from None
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns as wide as their widest cell."""
     widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
     for row in (header, *rows):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _time(moment: datetime | None) -> str:
+def shown_time(moment: datetime | None) -> str:
     return "-" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def shown_limits(config: Mapping[str, Any]) -> str:
+    """The limits in a `config`, for people."""
+    return ", ".join(map(str, config.get("limits", []))) or "unlimited"
 
 
 def _state(key: ApiKey) -> str:
@@ -85,7 +97,7 @@ def _state(key: ApiKey) -> str:
 
 @click.group()
 def keys() -> None:
-    """Create, list, revoke and rotate API keys."""
+    """Create, list, limit, revoke and rotate API keys."""
 
 
 @keys.command("create")
@@ -95,6 +107,7 @@ def keys() -> None:
 @click.option("--models", multiple=True, help="Glob over model ids the key may use; repeatable. Default: every model.")
 @click.option("--permission", "permissions", multiple=True, help="What else the key may do; repeatable.")
 @click.option("--expires", type=Duration(), help="Life of the key, e.g. 30d. Default: no end.")
+@limit_option
 def create(
     config: Path | None,
     env_file: Path | None,
@@ -103,13 +116,20 @@ def create(
     models: tuple[str, ...],
     permissions: tuple[str, ...],
     expires: timedelta | None,
+    limits: tuple[str, ...],
 ) -> None:
     """Create a key and print it, once."""
     new = with_store(
         config,
         env_file,
         lambda database: create_key(
-            database, name=name, tenant=tenant, models=models or ("*",), permissions=permissions, expires_in=expires
+            database,
+            name=name,
+            tenant=tenant,
+            models=models or ("*",),
+            permissions=permissions,
+            expires_in=expires,
+            limits=limits,
         ),
     )
     click.echo(f"Key {name} of tenant {tenant}. It is not shown again.", err=True)
@@ -119,15 +139,15 @@ def create(
 @keys.command("list")
 @configured
 @click.option("--tenant", help="Namespace of one tenant. Default: all.")
-@_json
+@as_json_option
 def list_(config: Path | None, env_file: Path | None, tenant: str | None, as_json: bool) -> None:
     """List keys; never the keys themselves."""
     found = with_store(config, env_file, lambda database: list_keys(database, tenant))
     if as_json:
         click.echo(json.dumps([_as_json(owner, key) for owner, key in found], indent=2))
         return
-    header = ("PREFIX", "NAME", "TENANT", "STATE", "MODELS", "CREATED", "LAST USED", "EXPIRES")
-    _table(
+    header = ("PREFIX", "NAME", "TENANT", "STATE", "MODELS", "LIMITS", "CREATED", "LAST USED", "EXPIRES")
+    print_table(
         header,
         [
             (
@@ -136,9 +156,10 @@ def list_(config: Path | None, env_file: Path | None, tenant: str | None, as_jso
                 owner.namespace,
                 _state(key),
                 ",".join(key.allowed_models),
-                _time(key.created_at),
-                _time(key.last_used_at),
-                _time(key.expires_at),
+                shown_limits(key.config),
+                shown_time(key.created_at),
+                shown_time(key.last_used_at),
+                shown_time(key.expires_at),
             )
             for owner, key in found
         ],
@@ -155,9 +176,22 @@ def _as_json(owner: Tenant, key: ApiKey) -> dict[str, object]:
         "state": _state(key),
         "models": list(key.allowed_models),
         "permissions": list(key.permissions),
+        "limits": key.config.get("limits", []),
         "replaced_by": key.replaced_by,
         **{name: None if moment is None else moment.isoformat() for name, moment in moments.items()},
     }
+
+
+@keys.command("set")
+@configured
+@click.argument("key")
+@limit_option
+def set_(config: Path | None, env_file: Path | None, key: str, limits: tuple[str, ...]) -> None:
+    """Replace the limits of KEY (its name, prefix or hash) by those given."""
+    if not limits:
+        raise click.UsageError("nothing to change: give --limit, 'unlimited' for none")
+    changed = with_store(config, env_file, lambda database: limit_key(database, key, limits))
+    click.echo(f"Key {changed.prefix} ({changed.name}): {shown_limits(changed.config)}.", err=True)
 
 
 @keys.command("revoke")
@@ -180,38 +214,3 @@ def rotate(config: Path | None, env_file: Path | None, key: str, overlap: timede
     click.echo(f"Key {rotation.old.prefix} ({rotation.old.name}) stays valid until {until}.", err=True)
     click.echo("The new key is not shown again.", err=True)
     click.echo(rotation.new.token.reveal())
-
-
-@click.group()
-def tenants() -> None:
-    """Create and list tenants."""
-
-
-@tenants.command("create")
-@configured
-@click.option("--name", required=True, help="Name for people.")
-@click.option("--namespace", required=True, help="Name for machines: a DNS label of at most 63 characters.")
-def create_tenant_(config: Path | None, env_file: Path | None, name: str, namespace: str) -> None:
-    """Create a tenant and print its id."""
-    tenant = with_store(config, env_file, lambda database: create_tenant(database, name, namespace))
-    click.echo(f"Tenant {tenant.namespace} is created.", err=True)
-    click.echo(tenant.id)
-
-
-@tenants.command("list")
-@configured
-@_json
-def list_tenants_(config: Path | None, env_file: Path | None, as_json: bool) -> None:
-    """List tenants."""
-    found = with_store(config, env_file, list_tenants)
-    if as_json:
-        rows = [
-            {"id": each.id, "namespace": each.namespace, "name": each.name, "created_at": each.created_at.isoformat()}
-            for each in found
-        ]
-        click.echo(json.dumps(rows, indent=2))
-        return
-    _table(
-        ("NAMESPACE", "NAME", "CREATED", "ID"),
-        [(each.namespace, each.name, _time(each.created_at), each.id) for each in found],
-    )

@@ -76,6 +76,39 @@ class Identity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Seconds that known keys keep working while the store is down. A day, so that a night's outage stops nobody."""
 
 
+class Redis(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where several replicas count limits together. Needs the extra `hortator[redis]`."""
+
+    url: Secret | None = None
+    """`redis://:password@host:6379/0`; Redis 7 or newer, or Valkey. None = limits are counted in memory, for one replica, and forgotten when it
+    ends. Never printed, as it may hold a password."""
+    deadline_ms: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    """Milliseconds that an answer may take. A slower Redis counts as gone: no request waits longer for it."""
+
+
+class FailOpen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whether a limit is passed over (true) or its calls are refused with 503 (false) while Redis does not answer."""
+
+    requests: bool = True
+    """Requests in a window: they protect from haste, and a short outage should stop nobody."""
+    concurrent: bool = True
+    """Requests at any one time."""
+    tokens: bool = False
+    """Tokens in a window: what is spent cannot be taken back."""
+    money: bool = False
+    """US dollars in a window."""
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the limits of tenants and keys are counted. The limits themselves: `hortator tenants`, `hortator keys`."""
+
+    default_max_output_tokens: Count = 512
+    """Tokens reserved for the answer to a request that names no maximum. What the answer really takes is counted after it; a request
+    that must never exceed its budget names `max_tokens`."""
+    fail_open: FailOpen = field(default_factory=FailOpen)
+    """Kinds of limits that are passed over while Redis does not answer."""
+
+
 class Ledger(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Usage records on their way to the store."""
 
@@ -264,6 +297,10 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where tenants, keys and usage are kept."""
     identity: Identity = field(default_factory=Identity)
     """The cache of keys in front of the store."""
+    redis: Redis = field(default_factory=Redis)
+    """Where several replicas count limits together."""
+    limits: Limits = field(default_factory=Limits)
+    """How the limits of tenants and keys are counted."""
     ledger: Ledger = field(default_factory=Ledger)
     """Usage records on their way to the store."""
     stream: Streaming = field(default_factory=Streaming)

@@ -45,6 +45,9 @@ class Rules:
         self._server()
         self._admin()
         self._single("store", "url", self._store_problem())
+        redis = self._document.redis.url
+        if redis is not None and not redis.reveal().startswith(("redis://", "rediss://", "unix://")):
+            self._single("redis", "url", "expected redis://:password@host:6379/0")
         proxy = self._document.upstream.proxy_url
         if proxy is not None:
             self._single("upstream", "proxy_url", url_problem(proxy.reveal(), credentials=True))

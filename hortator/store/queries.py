@@ -8,11 +8,11 @@ tenant, because they find out whose a key is, are `find_keys` and `match_keys`. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import uuid_utils
 from sqlalchemy import ColumnElement, Row, Select, Table, func, insert, or_, select, update
@@ -31,6 +31,8 @@ class Tenant:
     name: str
     namespace: str
     created_at: datetime
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """`limits`, `allowed_models`, `priority`, `data_retention`: what was set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,15 @@ class ApiKey:
     expires_at: datetime | None
     revoked_at: datetime | None
     replaced_by: KeyHash | None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """`limits`: the key's own."""
+
+
+class FoundKey(NamedTuple):
+    """A key, and its tenant's `config`."""
+
+    key: ApiKey
+    tenant_config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +73,26 @@ class UsageTotal:
     unpriced: int
 
 
-def _api_key(row: Row[Any]) -> ApiKey:
-    values = dict(row._mapping)
+def _api_key(row: Row[*tuple[Any, ...]]) -> ApiKey:
+    values = {name: row._mapping[name] for name in ApiKey.__dataclass_fields__}
     values["permissions"] = _names(values["permissions"])
     values["allowed_models"] = _names(values["allowed_models"])
+    values["config"] = _config(values["config"])
     return ApiKey(**values)
 
 
 def _names(value: object) -> tuple[str, ...]:
     """A JSON list of names. Anything else, put there by hand, gives no right at all."""
     return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
+
+
+def _config(value: object) -> Mapping[str, Any]:
+    """A JSON object. Anything else, put there by hand, is a limit that cannot be read and so gives no right at all."""
+    return value if isinstance(value, dict) else {"limits": ["unreadable"], "allowed_models": []}
+
+
+def _tenant(row: Row[Any]) -> Tenant:
+    return Tenant(**{**row._mapping, "config": _config(row.config)})
 
 
 class TenantScope:
@@ -117,6 +138,15 @@ class TenantScope:
                 update(api_keys)
                 .where(self._where(api_keys), api_keys.c.key_hash == key_hash, api_keys.c.revoked_at.is_(None))
                 .values(revoked_at=at)
+            )
+
+    async def change_key(self, key_hash: KeyHash, config: Mapping[str, Any]) -> None:
+        """Set the key's `config`."""
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(api_keys)
+                .where(self._where(api_keys), api_keys.c.key_hash == key_hash)
+                .values(config=dict(config))
             )
 
     async def replace_key(self, old: KeyHash, new: ApiKey, expires_at: datetime) -> None:
@@ -180,11 +210,12 @@ class OperatorScope:
         return select(*(columns or table.columns))
 
 
-async def find_keys(database: Database, hashes: Sequence[str], deadline: float) -> list[ApiKey]:
+async def find_keys(database: Database, hashes: Sequence[str], deadline: float) -> list[FoundKey]:
     """The keys with these hashes, of any tenant: authentication asks whose they are. Raises Unavailable."""
     async with database.read(deadline) as connection:
-        rows = await connection.execute(select(api_keys).where(api_keys.c.key_hash.in_(hashes)))
-        return [_api_key(row) for row in rows]
+        statement = select(*api_keys.c, tenants.c.config.label("tenant_config")).join(tenants)
+        rows = await connection.execute(statement.where(api_keys.c.key_hash.in_(hashes)))
+        return [FoundKey(_api_key(row), _config(row.tenant_config)) for row in rows]
 
 
 async def match_keys(database: Database, text: str) -> list[ApiKey]:
@@ -209,13 +240,17 @@ async def touch_keys(database: Database, hashes: Iterable[str], at: datetime) ->
         await connection.execute(update(api_keys).where(api_keys.c.key_hash.in_(list(hashes))).values(last_used_at=at))
 
 
-async def add_tenant(database: Database, name: str, namespace: str, at: datetime) -> Tenant:
+async def add_tenant(
+    database: Database, name: str, namespace: str, at: datetime, config: Mapping[str, Any] | None = None
+) -> Tenant:
     """Store a new tenant. Raises InvalidRequest when the namespace is taken."""
-    tenant = Tenant(TenantId(str(uuid_utils.uuid7())), name, namespace, at)
+    tenant = Tenant(TenantId(str(uuid_utils.uuid7())), name, namespace, at, dict(config or {}))
     try:
         async with database.write() as connection:
             await connection.execute(
-                insert(tenants).values(id=tenant.id, name=name, namespace=namespace, created_at=at, config={})
+                insert(tenants).values(
+                    id=tenant.id, name=name, namespace=namespace, created_at=at, config=tenant.config
+                )
             )
     except Refused:
         raise InvalidRequest(f"the namespace {namespace} is taken", code="namespace_taken", param="namespace") from None
@@ -225,16 +260,20 @@ async def add_tenant(database: Database, name: str, namespace: str, at: datetime
 async def list_tenants(database: Database) -> list[Tenant]:
     """Every tenant, oldest first."""
     async with database.read() as connection:
-        statement = select(tenants.c.id, tenants.c.name, tenants.c.namespace, tenants.c.created_at)
-        rows = await connection.execute(statement.order_by(tenants.c.created_at, tenants.c.id))
-        return [Tenant(*row) for row in rows]
+        rows = await connection.execute(select(tenants).order_by(tenants.c.created_at, tenants.c.id))
+        return [_tenant(row) for row in rows]
 
 
 async def tenant_by_namespace(database: Database, namespace: str) -> Tenant:
     """The tenant of that namespace. Raises NotFound."""
     async with database.read() as connection:
-        statement = select(tenants.c.id, tenants.c.name, tenants.c.namespace, tenants.c.created_at)
-        row = (await connection.execute(statement.where(tenants.c.namespace == namespace))).first()
+        row = (await connection.execute(select(tenants).where(tenants.c.namespace == namespace))).first()
     if row is None:
         raise NotFound(f"no tenant has the namespace {namespace}", code="tenant_not_found")
-    return Tenant(*row)
+    return _tenant(row)
+
+
+async def change_tenant(database: Database, tenant_id: TenantId, config: Mapping[str, Any]) -> None:
+    """Set a tenant's `config`."""
+    async with database.write() as connection:
+        await connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(config=dict(config)))

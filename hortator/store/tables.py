@@ -117,6 +117,7 @@ api_keys = Table(
     Column("expires_at", Instant),
     Column("revoked_at", Instant),
     Column("replaced_by", String(64), ForeignKey("api_keys.key_hash")),
+    Column("config", Json, nullable=False, server_default="{}"),
     Index(None, "tenant_id", "name"),
 )
 

@@ -23,7 +23,8 @@ from typing import NamedTuple
 from hortator.call import Caller
 from hortator.errors import Unauthenticated, Unavailable
 from hortator.store.database import Database
-from hortator.store.queries import ApiKey, find_keys, touch_keys
+from hortator.store.queries import ApiKey, FoundKey, find_keys, touch_keys
+from hortator.tenancy.limits import both, limits_of
 
 log = logging.getLogger("hortator.tenancy")
 
@@ -110,7 +111,7 @@ class Identity:
         self._refused: dict[bytes, tuple[float, _Refusal]] = {}
         self._waiting: dict[bytes, asyncio.Future[_Answer]] = {}
         self._asking: asyncio.Task[None] | None = None
-        self._queries: set[asyncio.Task[list[ApiKey]]] = set()
+        self._queries: set[asyncio.Task[list[FoundKey]]] = set()
         self._failed_at = float("-inf")
         self._used: set[bytes] = set()
         self._toucher: asyncio.Task[None] | None = None
@@ -222,7 +223,7 @@ class Identity:
                 answer = None if keys is None else self._learn(digest, keys.get(digest), asked_at)
                 self._waiting.pop(digest).set_result(answer)
 
-    async def _query(self, digests: list[bytes]) -> dict[bytes, ApiKey] | None:
+    async def _query(self, digests: list[bytes]) -> dict[bytes, FoundKey] | None:
         """One query under the deadline. A query that hangs is left behind to be cancelled: nobody waits for it."""
         query = asyncio.create_task(find_keys(self._database, [digest.hex() for digest in digests], self._deadline))
         self._queries.add(query)
@@ -233,19 +234,20 @@ class Identity:
             return None
         if query.cancelled() or query.exception() is not None:
             return None
-        return {bytes.fromhex(key.key_hash): key for key in query.result()}
+        return {bytes.fromhex(found.key.key_hash): found for found in query.result()}
 
-    def _forget_query(self, query: asyncio.Task[list[ApiKey]]) -> None:
+    def _forget_query(self, query: asyncio.Task[list[FoundKey]]) -> None:
         self._queries.discard(query)
         error = None if query.cancelled() else query.exception()
         if error is not None and not isinstance(error, Unavailable):
             log.error("keys cannot be looked up: %s", type(error).__name__)
 
-    def _learn(self, digest: bytes, key: ApiKey | None, asked_at: float) -> _Known | _Refusal:
+    def _learn(self, digest: bytes, found: FoundKey | None, asked_at: float) -> _Known | _Refusal:
         """Keep what the store said of one key, as of the moment it was asked."""
+        key = None if found is None else found.key
         refusal = _refusal(key)
         entry = self._known.pop(digest, None)
-        if key is None or refusal is not None:
+        if found is None or key is None or refusal is not None:
             if len(self._refused) >= self._max_keys:
                 self._refused.pop(next(iter(self._refused)))
             refusal = refusal or _INVALID
@@ -261,8 +263,9 @@ class Identity:
             tenant_id=key.tenant_id,
             key_hash=key.key_hash,
             key_name=key.name,
-            allowed_models=key.allowed_models,
+            allowed_models=both(found.tenant_config, key.allowed_models),
             permissions=frozenset(key.permissions),
+            limits=limits_of(key.tenant_id, found.tenant_config, key.key_hash, key.config),
         )
         entry.confirmed = asked_at
         entry.expires_at = key.expires_at.timestamp() if key.expires_at is not None else None

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 from hortator.call import KeyHash, TenantId
 from hortator.errors import InvalidRequest, NotFound
@@ -26,6 +27,7 @@ from hortator.store.queries import (
     match_keys,
     tenant_by_namespace,
 )
+from hortator.tenancy.limits import checked
 
 KEY_PREFIX = "hrt_sk_"
 DEFAULT_TENANT = "default"
@@ -53,8 +55,8 @@ class Rotation:
     old_valid_until: datetime
 
 
-async def create_tenant(database: Database, name: str, namespace: str) -> Tenant:
-    """Make a tenant. `namespace` is a DNS label of at most 63 characters. Raises InvalidRequest."""
+def check_tenant(name: str, namespace: str) -> None:
+    """Raise InvalidRequest for a name or a namespace that a tenant cannot have."""
     if _LABEL.fullmatch(namespace) is None:
         raise InvalidRequest(
             "a namespace is 1 to 63 lower-case letters, digits and inner hyphens",
@@ -63,7 +65,14 @@ async def create_tenant(database: Database, name: str, namespace: str) -> Tenant
         )
     if not 0 < len(name) <= 255:
         raise InvalidRequest("a tenant's name is 1 to 255 characters", code="invalid_name", param="name")
-    return await add_tenant(database, name, namespace, datetime.now(UTC))
+
+
+async def create_tenant(
+    database: Database, name: str, namespace: str, config: Mapping[str, Any] | None = None
+) -> Tenant:
+    """Make a tenant. `namespace` is a DNS label of at most 63 characters; `config`: see `tenants.py`. Raises InvalidRequest."""
+    check_tenant(name, namespace)
+    return await add_tenant(database, name, namespace, datetime.now(UTC), config)
 
 
 async def ensure_default_tenant(database: Database) -> Tenant:
@@ -95,16 +104,21 @@ async def create_key(
     models: Sequence[str] = ("*",),
     permissions: Sequence[str] = (),
     expires_in: timedelta | None = None,
+    limits: Sequence[str] = (),
 ) -> NewKey:
-    """Make a key for the tenant with that namespace. `models`: globs over model ids. Raises InvalidRequest, NotFound."""
+    """Make a key for the tenant with that namespace. `models`: globs over model ids; `limits`: see `limits.py`.
+
+    Raises InvalidRequest, NotFound.
+    """
     if not 0 < len(name) <= 255:
         raise InvalidRequest("a key's name is 1 to 255 characters", code="invalid_name", param="name")
     if expires_in is not None and expires_in <= timedelta(0):
         raise InvalidRequest("a key must expire in the future", code="invalid_expiry", param="expires")
+    config = {"limits": checked(limits)} if limits else {}
     owner = await (
         ensure_default_tenant(database) if tenant == DEFAULT_TENANT else tenant_by_namespace(database, tenant)
     )
-    new = _new_key(owner.id, name, tuple(models) or ("*",), tuple(sorted(set(permissions))), expires_in)
+    new = _new_key(owner.id, name, tuple(models) or ("*",), tuple(sorted(set(permissions))), expires_in, config)
     await TenantScope(database, owner.id).add_key(new.record)
     return new
 
@@ -113,6 +127,17 @@ async def list_keys(database: Database, tenant: str | None = None) -> list[tuple
     """Every key with its tenant, of one tenant or of all. Raises NotFound."""
     owners = await list_tenants(database) if tenant is None else [await tenant_by_namespace(database, tenant)]
     return [(owner, key) for owner in owners for key in await TenantScope(database, owner.id).keys()]
+
+
+async def limit_key(database: Database, which: str, limits: Sequence[str]) -> ApiKey:
+    """Replace the limits of the active key with that name, prefix or hash; return it as it is then.
+
+    Raises InvalidRequest for a limit that cannot be read, or when several keys match; NotFound.
+    """
+    config = {"limits": checked(limits)}
+    key = _only([key for key in await _matching(database, which) if key.revoked_at is None])
+    await TenantScope(database, key.tenant_id).change_key(key.key_hash, {**key.config, **config})
+    return replace(key, config={**key.config, **config})
 
 
 async def revoke_key(database: Database, which: str) -> ApiKey:
@@ -134,7 +159,7 @@ async def rotate_key(database: Database, which: str, overlap: timedelta = OVERLA
     until = now + max(overlap, timedelta(0))
     if old.expires_at is not None:
         until = min(until, old.expires_at)
-    new = _new_key(old.tenant_id, old.name, old.allowed_models, old.permissions, None)
+    new = _new_key(old.tenant_id, old.name, old.allowed_models, old.permissions, None, old.config)
     await TenantScope(database, old.tenant_id).replace_key(old.key_hash, new.record, until)
     return Rotation(new, old, until)
 
@@ -145,6 +170,7 @@ def _new_key(
     models: tuple[str, ...],
     permissions: tuple[str, ...],
     expires_in: timedelta | None,
+    config: Mapping[str, Any],
 ) -> NewKey:
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     now = datetime.now(UTC)
@@ -160,6 +186,7 @@ def _new_key(
         expires_at=None if expires_in is None else now + expires_in,
         revoked_at=None,
         replaced_by=None,
+        config=config,
     )
     return NewKey(Secret(key), record)
 
