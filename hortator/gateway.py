@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-from hortator.call import Call, Caller, Outcome
+from hortator.call import Call, Caller, Decision, Deployment, Outcome
 from hortator.dispatch import Dispatch, Stream, Trace, carry_whole
 from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger
@@ -83,7 +83,7 @@ class Gateway:
         try:
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
             if caller.limits:
-                held = await self._budgets.reserve(caller, call, decision.candidates)
+                held = await self._budgets.reserve(caller, call, _places(decision))
             body = await carry_whole(self._dispatch, call, decision, trace, call.started + self._total)
         except BaseException as error:
             self._record(caller, call, trace, held, error)
@@ -99,7 +99,7 @@ class Gateway:
         try:
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
             if caller.limits:
-                held = await self._budgets.reserve(caller, call, decision.candidates)
+                held = await self._budgets.reserve(caller, call, _places(decision))
         except BaseException as error:
             self._record(caller, call, trace, held, error)
             raise
@@ -151,6 +151,12 @@ class Gateway:
                 overhead_ms=overhead_ms(call, trace, first if call.stream and first is not None else now),
             )
         )
+
+
+def _places(decision: Decision) -> tuple[Deployment, ...]:
+    """Return everywhere a call may go, its fallbacks included."""
+    routes = (*decision.fallbacks, *decision.context_fallbacks, *decision.content_fallbacks)
+    return decision.candidates + tuple(place for route in routes for place in route.candidates)
 
 
 def _tell_limits(held: Reservation, trace: Trace) -> None:

@@ -34,6 +34,7 @@ MAX_TOKENS = 10**12
 _PROMPT = ("messages", "tools", "functions", "response_format")
 _EMBEDDED = re.compile(rb"[A-Za-z0-9+/=_\\-]{2000,}")
 _DEGRADED = (b"x-hortator-degraded", b"limits")
+_WHOLE = msgspec.json.Decoder(int | None)
 _CODES: Mapping[LimitKind, tuple[str, str]] = {
     "requests": ("rate_limit_exceeded", "Request rate limit exceeded"),
     "tokens": ("token_limit_exceeded", "Token limit exceeded"),
@@ -87,11 +88,12 @@ class Budgets:
     async def reserve(self, caller: Caller, call: Call, candidates: Sequence[Deployment]) -> Reservation:
         """Take what the call may use at most from all its limits. Raises RateLimited, having taken nothing; LimitsUnavailable."""
         requested = Used(1, 0, 0)
-        kinds = {limit.kind for limit in caller.limits}
+        kinds = [limit.kind for limit in caller.limits]
         if "tokens" in kinds or "money" in kinds:
             input_tokens, output_tokens = self._estimate(call)
-            usage = Usage(input=input_tokens, output=output_tokens)
-            money = self._dearest(candidates, usage) if "money" in kinds else 0
+            money = 0
+            if "money" in kinds:
+                money = self._dearest(candidates, Usage(input=input_tokens, output=output_tokens))
             requested = Used(1, input_tokens + output_tokens, money)
         needs = [_need(limit, requested) for limit in caller.limits]
         hold = Hold(f"{self._replica}-{next(self._number)}", caller.tenant_id, caller.limits, needs)
@@ -117,18 +119,13 @@ class Budgets:
         if usage.input is None and usage.output is None:
             used = reserved if complete else Used(1, 0, 0)
         else:
-            known = Usage(
-                input=usage.input or 0,
-                output=usage.output or 0,
-                cached=usage.cached,
-                reasoning=usage.reasoning,
-                cache_write=usage.cache_write,
-            )
+            input_tokens, output_tokens = max(0, usage.input or 0), max(0, usage.output or 0)
             money = 0
             if reserved.money and deployment is not None:
+                known = msgspec.structs.replace(usage, input=input_tokens, output=output_tokens)
                 cost = self._price(deployment, model, known)
                 money = reserved.money if cost is None else _nano(cost)
-            used = Used(1, min(MAX_TOKENS, max(0, known.input or 0) + max(0, known.output or 0)), money)
+            used = Used(1, min(MAX_TOKENS, input_tokens + output_tokens), money)
         self._counters.settle(reservation.hold, used)
 
     def _estimate(self, call: Call) -> tuple[int, int]:
@@ -231,7 +228,7 @@ def _prompt_size(raw: bytes) -> int:
 def _whole(call: Call, field: str) -> int | None:
     """A whole number of the body, whose type the door has checked."""
     raw = call.body.get(field)
-    return None if raw is None else msgspec.json.decode(raw, type=int | None)
+    return None if raw is None else _WHOLE.decode(raw)
 
 
 def _nano(dollars: Decimal) -> int:

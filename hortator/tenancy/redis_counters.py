@@ -8,10 +8,10 @@ meanwhile nobody waits for it, and `reserve` says that it cannot tell. The one o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Iterable
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,12 +21,14 @@ from hortator.tenancy.counters import CounterGauges, Hold, Used, Verdict, window
 from hortator.tenancy.limits import MONTH
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from redis.asyncio.connection import AbstractConnection
 
 log = logging.getLogger("hortator.tenancy")
 
 RETRY_SECONDS = 0.5
 """How often a Redis that failed is asked whether it is back."""
+IDLE_SECONDS = 1.0
+"""After this long without use it is asked whether the connection is still open."""
 _BATCH = 128
 _MAX_UNSETTLED = 20_000
 _CLOSE_SECONDS = 1.0
@@ -123,15 +125,17 @@ class RedisCounters:
         """`deadline`: seconds an answer may take. `hold_seconds`: what is reserved returns after this long if nobody settles it,
         as when the replica died. Raises ConfigError when the client is not installed or the address is none.
         """
-        self._client, self._failures = connect(url, deadline)
+        self._connection, failed, self._refused = connection_to(url)
+        self._failures = (OSError, TimeoutError, failed)
         self._deadline = deadline
         self._hold_seconds = hold_seconds
         self._prefix = prefix
         self._queue: deque[_Command] = deque()
         self._wake = asyncio.Event()
         self._up = True
-        self._ready = False
+        self._closing = False
         self._dropped = 0
+        self._used_at = 0.0
         self._worker: asyncio.Task[None] | None = None
         self._month = (0.0, 0.0, 0.0)
 
@@ -141,15 +145,15 @@ class RedisCounters:
         self._worker = asyncio.create_task(self._work(), name="limits-redis")
 
     async def close(self) -> None:
-        """Settle what waits, for a second at most, and hang up."""
+        """Settle what waits, if Redis answers, and hang up."""
         if self._worker is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    while self._queue and self._up:
-                        await self._run_batch()
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-        await self._client.aclose()
+            self._closing = True
+            self._wake.set()
+            done, _ = await asyncio.wait((self._worker,), timeout=_CLOSE_SECONDS)
+            if not done:
+                self._worker.cancel()
+                await asyncio.wait((self._worker,), timeout=_CLOSE_SECONDS)
+        await self._connection.disconnect()
 
     @property
     def gauges(self) -> CounterGauges:
@@ -205,17 +209,21 @@ class RedisCounters:
 
     async def _work(self) -> None:
         """Run what is queued; while Redis fails, ask now and then whether it is back."""
-        while True:
+        while not self._closing or (self._queue and self._up):
             if not self._up:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._up = await self._probe()
                 if self._up:
                     log.warning("redis answers again: limits hold")
-                continue
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue and self._up:
-                await self._run_batch()
+            elif self._queue:
+                try:
+                    await self._run_batch()
+                except Exception as error:  # noqa: BLE001 - the outermost edge of this task; without it limits would fail for good
+                    log.error("redis cannot be used: %s", type(error).__name__)
+                    self._up = False
+            else:
+                self._wake.clear()
+                await self._wake.wait()
 
     async def _run_batch(self) -> None:
         """Run up to 128 commands in one round trip. When it fails, reservations get no answer and settlements stay queued."""
@@ -226,12 +234,12 @@ class RedisCounters:
                 batch.append(command)
         if not batch:
             return
-        pipeline = self._client.pipeline(transaction=False)
         for command in batch:
             if command.waiter is not None:
                 command.hold.uncertain = True
-            pipeline.evalsha(command.sha, 1, self._base(command.hold.tenant_id), *command.arguments)
-        replies = await self._within_deadline(pipeline.execute(raise_on_error=False))
+        replies = await self._within_deadline(
+            ("EVALSHA", command.sha, 1, self._base(command.hold.tenant_id), *command.arguments) for command in batch
+        )
         if replies is None:
             replies = [None] * len(batch)
         failed = False
@@ -254,39 +262,58 @@ class RedisCounters:
 
     async def _probe(self) -> bool:
         """Whether Redis answers in time and knows the scripts."""
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.script_load(_RESERVE)
-        pipeline.script_load(_SETTLE)
-        return await self._within_deadline(pipeline.execute()) is not None
+        replies = await self._within_deadline([("SCRIPT LOAD", _RESERVE), ("SCRIPT LOAD", _SETTLE)])
+        return replies is not None and not any(isinstance(reply, Exception) for reply in replies)
 
-    async def _within_deadline(self, work: Any) -> list[Any] | None:
-        """The replies, or None when they did not come in time; the connection is not used again then."""
+    async def _within_deadline(self, commands: Iterable[tuple[str | int, ...]]) -> list[Any] | None:
+        """The replies, errors among them, or None when they did not come in time; the connection is closed then.
+
+        Talks to the connection itself: a pipeline object costs three times as much.
+        """
+        sent = list(commands)
         try:
             async with asyncio.timeout(self._deadline):
-                replies: list[Any] = await work
-                return replies
+                await self._connect()
+                await self._connection.send_packed_command(self._connection.pack_commands(sent))
+                return [await self._reply() for _ in sent]
         except self._failures:
-            await self._client.connection_pool.disconnect()
+            await self._connection.disconnect(nowait=True)
             return None
 
+    async def _connect(self) -> None:
+        """Open the connection; one that was idle and that Redis has closed meanwhile is opened again."""
+        now = time.monotonic()
+        idle, self._used_at = now - self._used_at, now
+        if self._connection.is_connected and idle > IDLE_SECONDS and await self._connection.can_read():
+            await self._connection.disconnect(nowait=True)
+        if not self._connection.is_connected:
+            await self._connection.connect()  # type: ignore[no-untyped-call]
 
-def connect(url: str, deadline: float) -> tuple[Redis, tuple[type[Exception], ...]]:
-    """Return a client that never tries again by itself, and what it raises when it fails. Raises ConfigError."""
+    async def _reply(self) -> Any:
+        """One reply; an error that Redis answers with is one."""
+        try:
+            return await self._connection.read_response()
+        except self._refused as error:
+            return error
+
+
+def connection_to(url: str) -> tuple[AbstractConnection, type[Exception], type[Exception]]:
+    """Return a connection that is not open yet, what it raises when it fails, and when Redis answers with an error.
+
+    It never tries again by itself and keeps no time: `_within_deadline` does. Raises ConfigError.
+    """
     try:
-        from redis.asyncio import Redis
+        from redis.asyncio import ConnectionPool
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
-        from redis.exceptions import RedisError
+        from redis.exceptions import RedisError, ResponseError
     except ModuleNotFoundError:
         raise ConfigError("redis.url is set but the client is not installed: pip install 'hortator[redis]'") from None
     try:
-        client = Redis.from_url(
-            url,
-            socket_timeout=deadline,
-            socket_connect_timeout=deadline,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=4,
+        pool = ConnectionPool.from_url(
+            url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
         )
     except ValueError as error:
         raise ConfigError("redis.url: expected redis://, rediss:// or unix://") from error
-    return client, (OSError, TimeoutError, RedisError)
+    connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+    return connection, RedisError, ResponseError

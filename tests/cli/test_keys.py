@@ -104,3 +104,115 @@ def test_a_mistake_is_one_line_and_changes_nothing(hortator: Command, words: tup
     assert "Traceback" not in result.output
     assert result.stdout == ""
     assert hortator.listed() == []
+
+
+MAPPING = """
+tenants:
+  hortator-dev-alpha:
+    namespace: hortator-dev-alpha
+    budget_limit: "1000 tokens/hour"
+    allowed_models: ["hortator/coding-expert"]
+  hortator-legal:
+    namespace: hortator-legal
+    budget_limit: "5000 tokens/hour"
+    allowed_models: ["hortator/legal-*"]
+    data_retention: "7 years"
+  hortator-research:
+    namespace: hortator-research
+    budget_limit: unlimited
+    allowed_models: ["*"]
+    priority: high
+"""
+
+
+def _tenants(hortator: Command) -> dict[str, dict[str, Any]]:
+    return {each["namespace"]: each for each in json.loads(hortator("tenants", "list", "--json"))}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_tenants_of_a_config_map_are_imported_and_again_changed(
+    hortator: Command, tmp_path: Path, wrapped: bool
+) -> None:
+    """R-000-66, R-000-67, R-000-68."""
+    text = MAPPING
+    if wrapped:
+        data = {"tenant-mapping.yaml": MAPPING}
+        text = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "data": data})
+    file = tmp_path / "tenants.yaml"
+    file.write_text(text)
+    hortator("tenants", "import", str(file))
+    file.write_text(text.replace("5000 tokens", "7000 tokens"))
+    hortator("tenants", "import", str(file))
+    found = _tenants(hortator)
+    assert found["hortator-dev-alpha"]["limits"] == ["1000 tokens/hour"]
+    assert found["hortator-dev-alpha"]["models"] == ["hortator/coding-expert"]
+    legal, research = found["hortator-legal"], found["hortator-research"]
+    assert (legal["limits"], legal["data_retention"]) == (["7000 tokens/hour"], "7 years")
+    assert (research["limits"], research["priority"], research["models"]) == ([], "high", ["*"])
+    assert "7000 tokens/hour" in hortator("tenants", "list")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tenants: []",
+        "a: [",
+        "tenants: {a: {namespace: UPPER}}",
+        "tenants: {a: {namespace: a, budget: 5}}",
+        "tenants: {a: {namespace: a, budget_limit: lots}}",
+        "tenants: {a: {namespace: a, allowed_models: '*'}}",
+        "tenants: {a: {namespace: a}, b: {namespace: a}}",
+        "tenants: {a: {namespace: a, data_retention: for ever}}",
+    ],
+)
+def test_a_file_with_one_fault_changes_nothing(hortator: Command, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tenants.yaml"
+    file.write_text(text.replace("tenants: {", "tenants: {good: {namespace: good}, "))
+    result = hortator.run("tenants", "import", str(file))
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert "good" not in _tenants(hortator)
+
+
+def test_a_file_that_names_tenants_by_keys_is_refused_without_repeating_them(hortator: Command, tmp_path: Path) -> None:
+    file = tmp_path / "tenants.yaml"
+    file.write_text("tenants: {hrt_sk_secret: {namespace: a}}")
+    result = hortator.run("tenants", "import", str(file))
+    assert result.exit_code == 1
+    assert "hrt_sk_secret" not in result.output
+
+
+def test_limits_of_keys_are_set_shown_kept_by_rotation_and_taken_away(hortator: Command) -> None:
+    hortator("keys", "create", "--name", "ci", "--limit", "60 Requests/minute", "--limit", "5 usd/day")
+    assert hortator.listed()[0]["limits"] == ["60 requests/minute", "5 usd/day"]
+    assert "60 requests/minute, 5 usd/day" in hortator("keys", "list")
+    hortator("keys", "rotate", "ci")
+    assert [key["limits"] for key in hortator.listed()] == [["60 requests/minute", "5 usd/day"]] * 2
+    prefix = next(key["prefix"] for key in hortator.listed() if key["state"] == "active")
+    hortator("keys", "set", prefix, "--limit", "unlimited")
+    assert sorted(map(len, (key["limits"] for key in hortator.listed()))) == [0, 2]
+
+
+def test_what_is_set_of_a_tenant_leaves_the_rest(hortator: Command) -> None:
+    hortator("tenants", "create", "--name", "A", "--namespace", "a", "--limit", "5 usd/day", "--priority", "high")
+    hortator("tenants", "set", "a", "--models", "groq/*", "--data-retention", "30 days")
+    tenant = _tenants(hortator)["a"]
+    assert (tenant["limits"], tenant["models"], tenant["priority"]) == (["5 usd/day"], ["groq/*"], "high")
+    assert tenant["data_retention"] == "30 days"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("keys", "create", "--name", "x", "--limit", "5 apples/day"),
+        ("keys", "set", "x"),
+        ("tenants", "create", "--name", "x", "--namespace", "x", "--limit", "lots"),
+        ("tenants", "set", "default"),
+        ("tenants", "set", "nobody", "--limit", "5 usd/day"),
+        ("tenants", "create", "--name", "x", "--namespace", "x", "--priority", "No 1"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_in_a_line(hortator: Command, words: tuple[str, ...]) -> None:
+    result = hortator.run(*words)
+    assert result.exit_code in (1, 2)
+    assert "Traceback" not in result.output

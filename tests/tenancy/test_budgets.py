@@ -1,0 +1,399 @@
+"""What calls may use is counted exactly, in memory and on Redis alike."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hortator.call import (
+    UNKNOWN_USAGE,
+    Call,
+    Caller,
+    Deployment,
+    KeyHash,
+    ModelId,
+    ProviderId,
+    RequestId,
+    TenantId,
+    Usage,
+)
+from hortator.errors import Forbidden, HortatorError, LimitsUnavailable, RateLimited
+from hortator.tenancy.budgets import Budgets, Price, Reservation, go_duration
+from hortator.tenancy.counters import Counters, Hold, MemoryCounters, Used, window
+from hortator.tenancy.limits import MONTH, limits_of
+from hortator.tenancy.redis_counters import RedisCounters
+
+PLACE = Deployment(id="one/m", provider=ProviderId("one"), model="m")
+OPEN = {"requests": True, "concurrent": True, "tokens": False, "money": False}
+PATIENCE = 20
+
+
+def cents(deployment: Deployment, model: str | None, usage: Usage) -> Decimal | None:
+    """A token costs a cent; nothing is known of the model `unknown`."""
+    return None if deployment.model == "unknown" else Decimal((usage.input or 0) + (usage.output or 0)) / 100
+
+
+def budgets(counters: Counters, price: Price = cents) -> Budgets:
+    return Budgets(counters, price, default_max_output_tokens=50, fail_open=OPEN)
+
+
+def caller(*limits: str, tenant: Sequence[str] = ()) -> Caller:
+    """A key of a tenant of its own."""
+    tenant_id, key_hash = TenantId(str(uuid.uuid4())), KeyHash(uuid.uuid4().hex)
+    found = limits_of(tenant_id, {"limits": list(tenant)}, key_hash, {"limits": list(limits)})
+    return Caller(tenant_id=tenant_id, key_hash=key_hash, key_name="test", limits=found)
+
+
+def call(size: int = 40, **fields: Any) -> Call:
+    """A call whose messages are `size` bytes."""
+    return Call(
+        id=RequestId("same-for-all"),
+        operation="chat",
+        model=ModelId("one/m"),
+        body={
+            "messages": msgspec.Raw(b'"' + b"x" * (size - 2) + b'"'),
+            **{name: msgspec.Raw(msgspec.json.encode(value)) for name, value in fields.items()},
+        },
+        stream=False,
+        wants_usage=False,
+        started=0,
+        received_at=0,
+    )
+
+
+NewCounters = Callable[[], "asyncio.Future[Counters]"]
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def counters(request: pytest.FixtureRequest) -> AsyncIterator[Counters]:
+    """Each of the two."""
+    made: Counters = MemoryCounters()
+    if request.param == "redis":
+        made = redis_counters(request.getfixturevalue("redis_url"))
+    await made.start()
+    yield made
+    await made.close()
+
+
+def redis_counters(url: str, hold_seconds: int = 100, deadline: float = 5.0) -> RedisCounters:
+    """A deadline that a busy machine does not miss, where a test is about something else."""
+    return RedisCounters(url, deadline=deadline, hold_seconds=hold_seconds, prefix=f"test-{uuid.uuid4().hex}")
+
+
+async def early(seconds: int = 3600) -> None:
+    """Wait until the running window has at least ten seconds to go, so that it does not end in the middle of a test."""
+    async with asyncio.timeout(PATIENCE):
+        while window(seconds, time.time())[1] - time.time() < 10:
+            await asyncio.sleep(0.1)
+
+
+async def race(rooms: Sequence[Budgets], who: Caller, what: Call, times: int) -> tuple[list[Reservation], Counter[str]]:
+    """Reserve many times at once; return what was reserved and count the codes of what was not."""
+    asked = [rooms[n % len(rooms)].reserve(who, what, [PLACE]) for n in range(times)]
+    replies = await asyncio.gather(*asked, return_exceptions=True)
+    codes = Counter(str(reply.code) for reply in replies if isinstance(reply, HortatorError))
+    held = [reply for reply in replies if isinstance(reply, Reservation)]
+    assert len(held) + codes.total() == times
+    return held, codes
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"),
+    [
+        ("100 requests/hour", "rate_limit_exceeded"),
+        ("2000 tokens/hour", "token_limit_exceeded"),
+        ("20 usd/hour", "budget_exceeded"),
+        ("100 concurrent", "too_many_concurrent_requests"),
+    ],
+)
+async def test_of_a_thousand_calls_at_once_exactly_as_many_as_fit_are_admitted(
+    counters: Counters, limit: str, code: str
+) -> None:
+    await early()
+    who, room = caller(limit), budgets(counters)
+    held, codes = await race([room], who, call(max_tokens=10), 1000)
+    assert (len(held), codes) == (100, {code: 900})
+
+
+async def test_two_replicas_admit_together_exactly_what_fits(redis_url: str) -> None:
+    await early()
+    prefix = f"test-{uuid.uuid4().hex}"
+    async with AsyncExitStack() as stack:
+        rooms = []
+        for _ in range(2):
+            one = RedisCounters(redis_url, deadline=5.0, hold_seconds=100, prefix=prefix)
+            await one.start()
+            stack.push_async_callback(one.close)
+            rooms.append(budgets(one))
+        held, codes = await race(rooms, caller("2000 tokens/day"), call(max_tokens=10), 1000)
+    assert (len(held), codes) == (100, {"token_limit_exceeded": 900})
+
+
+async def test_what_was_not_used_is_given_back_and_what_was_stays(counters: Counters) -> None:
+    await early()
+    who, room = caller("100 tokens/hour"), budgets(counters)
+    first = await room.reserve(who, call(max_tokens=80), [PLACE])
+    with pytest.raises(RateLimited):
+        await room.reserve(who, call(max_tokens=1), [PLACE])
+    room.settle(first, Usage(input=12, output=8, source="reported"), PLACE, None, True)
+    again = await room.reserve(who, call(max_tokens=70), [PLACE])
+    with pytest.raises(RateLimited):
+        await room.reserve(who, call(max_tokens=1), [PLACE])
+    room.settle(again, UNKNOWN_USAGE, None, None, False)
+    third = await room.reserve(who, call(max_tokens=70), [PLACE])
+    assert dict(third.headers)[b"x-ratelimit-remaining-tokens"] == b"0"
+
+
+async def test_settling_twice_changes_nothing(counters: Counters) -> None:
+    await early()
+    who, room = caller("100 tokens/hour", "1 concurrent"), budgets(counters)
+    first = await room.reserve(who, call(max_tokens=80), [PLACE])
+    used = Used(1, 30, 0)
+    counters.settle(first.hold, used)
+    counters.settle(first.hold, used)
+    held = await room.reserve(who, call(max_tokens=60), [PLACE])
+    assert dict(held.headers)[b"x-ratelimit-remaining-tokens"] == b"0"
+
+
+async def test_a_refused_call_consumes_nothing_of_any_limit(counters: Counters) -> None:
+    await early()
+    who, room = caller("10 requests/hour", tenant=["15 tokens/hour"]), budgets(counters)
+    for _ in range(20):
+        with pytest.raises(RateLimited):
+            await room.reserve(who, call(max_tokens=10), [PLACE])
+    held = await room.reserve(who, call(max_tokens=5), [PLACE])
+    assert dict(held.headers)[b"x-ratelimit-remaining-requests"] == b"9"
+
+
+async def test_a_call_that_failed_gives_back_its_tokens_its_money_and_its_place(counters: Counters) -> None:
+    await early()
+    who, room = caller("60 tokens/hour", "0.6 usd/day", "1 concurrent"), budgets(counters)
+    for _ in range(5):
+        held = await room.reserve(who, call(), [PLACE])
+        room.settle(held, UNKNOWN_USAGE, PLACE, None, False)
+
+
+async def test_an_answer_that_took_more_than_was_reserved_counts_in_full(counters: Counters) -> None:
+    await early()
+    who, room = caller("100 tokens/hour"), budgets(counters)
+    held = await room.reserve(who, call(max_tokens=1), [PLACE])
+    room.settle(held, Usage(input=10, output=85, source="reported"), PLACE, None, True)
+    with pytest.raises(RateLimited):
+        await room.reserve(who, call(size=4, max_tokens=5), [PLACE])
+
+
+async def test_money_is_what_the_dearest_candidate_costs_and_then_what_was_paid(counters: Counters) -> None:
+    await early()
+
+    def price(deployment: Deployment, model: str | None, usage: Usage) -> Decimal:
+        return Decimal("0.02" if model == "dear" else "0.01") * ((usage.input or 0) + (usage.output or 0))
+
+    who, room = caller("1 usd/day"), budgets(counters, price)
+    held = await room.reserve(who, call(max_tokens=90), [PLACE])
+    room.settle(held, Usage(input=10, output=15, source="reported"), PLACE, "dear", True)
+    await room.reserve(who, call(max_tokens=40), [PLACE])
+    with pytest.raises(RateLimited) as refused:
+        await room.reserve(who, call(size=4, max_tokens=0), [PLACE])
+    assert refused.value.code == "budget_exceeded"
+
+
+async def test_a_model_without_a_price_cannot_be_used_under_a_budget_of_money(counters: Counters) -> None:
+    unknown = Deployment(id="one/unknown", provider=ProviderId("one"), model="unknown")
+    with pytest.raises(Forbidden) as refused:
+        await budgets(counters).reserve(caller("5 usd/day"), call(), [PLACE, unknown])
+    assert refused.value.code == "model_not_priced"
+    await budgets(counters).reserve(caller("500 tokens/day"), call(), [unknown])
+
+
+async def test_keys_of_a_tenant_share_its_limit_and_tenants_share_nothing(counters: Counters) -> None:
+    await early()
+    room, one, other = budgets(counters), caller(tenant=["2 requests/hour"]), caller(tenant=["2 requests/hour"])
+    sibling = msgspec.structs.replace(one, key_hash=KeyHash("another"))
+    await room.reserve(one, call(), [PLACE])
+    await room.reserve(sibling, call(), [PLACE])
+    with pytest.raises(RateLimited):
+        await room.reserve(sibling, call(), [PLACE])
+    await room.reserve(other, call(), [PLACE])
+
+
+async def test_a_new_window_begins_anew_and_late_settlements_leave_it_alone(counters: Counters) -> None:
+    """C-23."""
+    who = caller("10 tokens/minute")
+    (minute,) = who.limits
+    second = msgspec.structs.replace(minute, window=1)
+    full = Hold("first", who.tenant_id, (second,), [10])
+    async with asyncio.timeout(PATIENCE):
+        verdict = await counters.reserve(full)
+        assert verdict is not None and verdict.fits and verdict.ends[0] <= 1
+        number = 0
+        while not verdict.fits or number == 0:
+            number += 1
+            verdict = await counters.reserve(Hold(f"next-{number}", who.tenant_id, (second,), [9]))
+            assert verdict is not None
+            await asyncio.sleep(0.01)
+        assert verdict.used == [0]
+        counters.settle(full, Used(1, 0, 0))
+        verdict = await counters.reserve(Hold("last", who.tenant_id, (msgspec.structs.replace(second, amount=0),), [1]))
+    assert verdict is not None
+    assert verdict.used in ([9], [0])
+
+
+async def test_a_month_is_the_calendars(counters: Counters) -> None:
+    who, room = caller("10 requests/month"), budgets(counters)
+    held = await room.reserve(who, call(), [PLACE])
+    left = window(MONTH, time.time())[1] - time.time()
+    assert dict(held.headers)[b"x-ratelimit-reset-requests"][:3] == go_duration(left)[:3]
+    assert window(MONTH, 1_709_164_799.5) == (1_706_745_600, 1_709_251_200)  # February 2024
+    assert window(MONTH, 1_735_689_599) == (1_733_011_200, 1_735_689_600)  # December 2024
+
+
+async def test_a_refusal_says_what_is_exceeded_when_it_ends_and_what_is_left(counters: Counters) -> None:
+    """R-000-71."""
+    await early(60)
+    who, room = caller("1 requests/minute", "1000 tokens/minute"), budgets(counters)
+    await room.reserve(who, call(), [PLACE])
+    with pytest.raises(RateLimited) as refused:
+        await room.reserve(who, call(), [PLACE])
+    error, headers = refused.value, dict(refused.value.headers)
+    assert error.message.startswith("Request rate limit exceeded: 1 requests/minute for this key.")
+    assert error.retry_after is not None and 1 <= error.retry_after <= 60
+    assert headers[b"x-ratelimit-limit-requests"] == b"1"
+    assert headers[b"x-ratelimit-remaining-requests"] == b"0"
+    assert headers[b"x-ratelimit-limit-tokens"] == b"1000"
+    assert headers[b"x-ratelimit-remaining-tokens"] == b"940"
+    assert headers[b"x-ratelimit-reset-tokens"].endswith(b"s")
+
+
+async def test_a_call_that_never_fits_is_not_told_to_wait(counters: Counters) -> None:
+    with pytest.raises(RateLimited) as refused:
+        await budgets(counters).reserve(caller("100 tokens/hour"), call(max_tokens=1000), [PLACE])
+    assert refused.value.code == "token_limit_exceeded"
+    assert refused.value.message.startswith("Token limit exceeded: 100 tokens/hour")
+    assert refused.value.retry_after is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, 60),
+        ({"max_tokens": 7}, 17),
+        ({"max_completion_tokens": 7, "max_tokens": 9}, 17),
+        ({"max_tokens": None}, 60),
+        ({"max_tokens": 7, "n": 3}, 31),
+        ({"max_tokens": -5, "n": -5}, 10),
+        ({"tools": "y" * 398}, 160),
+    ],
+)
+async def test_what_is_reserved_is_the_input_and_the_longest_answer(fields: dict[str, Any], tokens: int) -> None:
+    held = await budgets(MemoryCounters()).reserve(caller("1000 tokens/hour"), call(**fields), [PLACE])
+    assert held.hold.needs == [tokens]
+
+
+async def test_an_embedded_image_is_not_counted_by_its_bytes() -> None:
+    image = "data:image/png;base64," + "A" * 1_000_000
+    held = await budgets(MemoryCounters()).reserve(
+        caller("10000 tokens/hour"), call(max_tokens=0, tools=image), [PLACE]
+    )
+    assert 1000 < held.hold.needs[0] < 1100
+
+
+async def test_what_a_dead_replica_held_returns(redis_url: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+    who = caller("1 concurrent", "100 tokens/day")
+    dead = RedisCounters(redis_url, deadline=5.0, hold_seconds=1, prefix=prefix)
+    alive = RedisCounters(redis_url, deadline=5.0, hold_seconds=60, prefix=prefix)
+    await dead.start()
+    await alive.start()
+    lost = await budgets(dead).reserve(who, call(max_tokens=90), [PLACE])
+    room = budgets(alive)
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                held = await room.reserve(who, call(max_tokens=50), [PLACE])
+            except RateLimited:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    assert dict(held.headers)[b"x-ratelimit-remaining-tokens"] == b"40"
+    # It was not dead after all: what it used counts, once.
+    budgets(dead).settle(lost, Usage(input=10, output=20, source="reported"), PLACE, None, True)
+    await dead.close()
+    last = await room.reserve(msgspec.structs.replace(who, limits=who.limits[1:]), call(size=4, max_tokens=0), [PLACE])
+    assert dict(last.headers)[b"x-ratelimit-remaining-tokens"] == b"9"
+    await alive.close()
+
+
+async def test_the_counters_in_memory_are_bounded_and_full_ones_fail_as_they_should() -> None:
+    now = [0.0]
+    counters = MemoryCounters(clock=lambda: now[0], max_scopes=3)
+    room = budgets(counters)
+    for _ in range(3):
+        await room.reserve(caller("60 tokens/hour"), call(), [PLACE])
+    assert counters.gauges.scopes == 3
+    with pytest.raises(LimitsUnavailable):
+        await room.reserve(caller("60 tokens/hour"), call(), [PLACE])
+    passed = await room.reserve(caller("60 requests/hour"), call(), [PLACE])
+    assert passed.headers == [(b"x-hortator-degraded", b"limits")]
+    assert counters.gauges.degraded
+    now[0] = 3600.0
+    await room.reserve(caller("60 tokens/hour"), call(), [PLACE])
+    assert counters.gauges.scopes == 1
+    assert not counters.gauges.degraded
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 40), st.one_of(st.none(), st.integers(0, 40)), st.booleans()), min_size=1, max_size=60
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_no_order_of_calls_ever_reserves_more_than_the_limit(steps: list[tuple[int, int | None, bool]]) -> None:
+    """Reserve, settle or leave open, in any order: what is used and held never exceeds the cap by more than overruns."""
+
+    async def walk() -> None:
+        room, who = budgets(MemoryCounters(clock=lambda: 0.0)), caller("100 tokens/hour")
+        held: list[tuple[Reservation, int]] = []
+        spent = 0
+        for asked, actual, settle in steps:
+            need = 1 + asked
+            try:
+                one = await room.reserve(who, call(size=4, max_tokens=asked), [PLACE])
+            except RateLimited:
+                assert spent + sum(n for _, n in held) + need > 100
+                continue
+            held.append((one, need))
+            assert spent + sum(n for _, n in held) <= 100
+            if settle:
+                one, need = held.pop(0)
+                known = UNKNOWN_USAGE if actual is None else Usage(input=0, output=min(actual, need), source="reported")
+                room.settle(one, known, PLACE, None, False)
+                spent += 0 if actual is None else min(actual, need)
+
+    asyncio.run(walk())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, b"0ms"),
+        (0.0123, b"13ms"),
+        (1, b"1s"),
+        (59.2, b"1m0s"),
+        (360, b"6m0s"),
+        (3600, b"1h0m0s"),
+        (90_061, b"25h1m1s"),
+    ],
+)
+def test_durations_are_written_as_clients_read_them(seconds: float, text: bytes) -> None:
+    assert go_duration(seconds) == text
