@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests import services
+from tests.conftest import started
 from tests.door import Connection, Door, Reply, chat
 from tests.gateway import MODEL, REFUSED, Gateway, eventually, running_gateway
 from tests.upstream.process import Upstream
@@ -179,27 +183,34 @@ def test_two_replicas_let_through_together_exactly_what_fits(
     assert len(upstream.seen(mark)) == 30
 
 
+@pytest.fixture
+def own_redis(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of a Redis that is nobody else's: its process may be stopped."""
+    monkeypatch.delenv(services.REDIS_VARIABLE, raising=False)
+    yield from started(services.redis())
+
+
 @contextmanager
 def paused(redis_url: str) -> Iterator[None]:
-    """Redis keeps its connections and answers nobody but this one."""
-    address = urlsplit(redis_url)
-    with Connection(address.port or 6379) as control:
-        control.send(b"CLIENT PAUSE 60000\r\n")
-        assert control.line() == b"+OK"
-        try:
-            yield
-        finally:
-            control.send(b"CLIENT UNPAUSE\r\n")
-            assert control.line() == b"+OK"
+    """Redis keeps its connections and answers nobody."""
+    with Connection(urlsplit(redis_url).port or 6379) as control:
+        control.send(b"INFO server\r\n")
+        lines = iter(control.line, b"# end")
+        process = next(int(line.partition(b":")[2]) for line in lines if line.startswith(b"process_id:"))
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 def test_while_redis_is_slow_requests_pass_and_budgets_do_not_and_then_both_count_again(
-    tmp_path: Path, upstream: Upstream, redis_url: str
+    tmp_path: Path, upstream: Upstream, own_redis: str
 ) -> None:
-    with running_gateway(tmp_path, upstream, redis={"url": redis_url, "deadline_ms": 50}) as gateway:
+    with running_gateway(tmp_path, upstream, redis={"url": own_redis, "deadline_ms": 50}) as gateway:
         hasty, spending, mark = door(gateway, "1 requests/day"), door(gateway, "900 tokens/day"), upstream.plan("ok")
         assert spending.chat(MODEL, mark, **SMALL).status == 200
-        with paused(redis_url):
+        with paused(own_redis):
             for _ in range(3):
                 passed = hasty.chat(MODEL, mark)
                 assert (passed.status, passed.header("x-hortator-degraded")) == (200, "limits")
