@@ -277,15 +277,18 @@ class UpstreamRefused(UpstreamError):
 
 CODES = frozenset(
     (
-        "all_deployments_failed client_closed_request content_filter context_length_exceeded draining empty_array forbidden "
-        "headers_too_large insufficient_quota internal_error invalid_api_key invalid_header invalid_json invalid_request "
-        "invalid_type invalid_value local_model_busy local_model_loading local_model_restarting local_model_unavailable "
-        "malformed_http method_not_allowed missing_api_key missing_required_parameter model_not_allowed model_not_found "
-        "rate_limit_exceeded request_timeout request_too_large schema_too_large shutting_down store_unavailable too_deep "
-        "too_many_connections too_many_tools unavailable unknown_url unsupported_content_encoding unsupported_media_type "
-        "unsupported_tool upstream_auth_failed upstream_connect_failed upstream_connect_timeout upstream_connection_lost "
-        "upstream_error upstream_first_byte_timeout upstream_idle_timeout upstream_invalid_response upstream_pool_full "
-        "upstream_refused upstream_timeout upstream_total_timeout upstream_truncated_stream upstream_unavailable"
+        "all_deployments_failed budget_exceeded client_closed_request content_filter context_length_exceeded "
+        "draining empty_array forbidden headers_too_large insufficient_quota internal_error invalid_api_key "
+        "invalid_header invalid_json invalid_request invalid_type invalid_value limits_unavailable "
+        "local_model_busy local_model_loading local_model_restarting local_model_unavailable malformed_http "
+        "method_not_allowed missing_api_key missing_required_parameter model_not_allowed model_not_found "
+        "model_not_priced rate_limit_exceeded request_timeout request_too_large schema_too_large store_unavailable "
+        "token_limit_exceeded too_deep too_many_concurrent_requests too_many_connections too_many_tools "
+        "unavailable unknown_url unsupported_content_encoding unsupported_media_type unsupported_tool "
+        "upstream_auth_failed upstream_connect_failed upstream_connect_timeout upstream_connection_lost "
+        "upstream_error upstream_first_byte_timeout upstream_idle_timeout upstream_invalid_response "
+        "upstream_pool_full upstream_refused upstream_timeout upstream_total_timeout upstream_truncated_stream "
+        "upstream_unavailable "
     ).split()
 )
 """The codes a call may end with, as a closed list: metrics call every other one (a provider may say anything) `_OTHER`."""
