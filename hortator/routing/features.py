@@ -17,9 +17,9 @@ from hortator.routing.lexicon import LEXICON, is_cjk, plain
 
 CAP_HEAD, CAP_TAIL = 2_600, 1_400
 """Characters kept of a turn: its beginning and its end."""
-PROSE_HEAD, PROSE_TAIL = 900, 400
+PROSE_HEAD, PROSE_TAIL = 600, 300
 """Characters kept of what is left after pasted matter is set aside."""
-MAX_TOKENS: Final = 110
+MAX_TOKENS: Final = 90
 """Words looked at: three quarters from the beginning, the rest from the end."""
 _MAX_TURNS = 60
 """Messages looked at, from the end."""
@@ -405,6 +405,9 @@ def describe(ask: Ask) -> tuple[Features, list[str]]:
         features["empty"] = 1.0
         return features, []
     asking = [one for one in sentences if _asks(one)]
+    if not asking and not ask.follows and not _THANKS.isdisjoint(sentences[0].words[:2]):
+        features["only social"] = 1.0
+        return features, []
     background = [one for one in sentences if one not in asking] if asking else []
     asking = asking or sentences
     mask = 0

@@ -48,7 +48,7 @@ class Lexicon:
         self.categories: list[str] = []
         self._words: dict[str, int] = {}
         self._stems: dict[str, int] = {}
-        self._phrases: dict[str, list[tuple[tuple[str, ...], int]]] = {}
+        self._phrases: dict[str, dict[str, list[tuple[list[str], int]]]] = {}
         self._cjk: dict[str, list[tuple[str, int]]] = {}
         self._shuffled: dict[str, int] = {}
         self._shortened: dict[str, int] = {}
@@ -82,7 +82,7 @@ class Lexicon:
         """
         words: list[str] = []
         marks: list[int] = []
-        memory, phrases = self._memory, self._phrases
+        memory, phrases, last = self._memory, self._phrases, len(tokens) - 1
         for at, token in enumerate(tokens):
             kinds = memory.get(token)
             if kinds is None:
@@ -90,9 +90,9 @@ class Lexicon:
                     self._mark_run(token[:_RUN], words, marks)
                     continue
                 kinds = self._learn(token)
-            if token in phrases:
-                for rest, bit in phrases[token]:
-                    if tuple(tokens[at + 1 : at + 1 + len(rest)]) == rest:
+            if token in phrases and at < last:
+                for rest, bit in phrases[token].get(tokens[at + 1], ()):
+                    if not rest or tokens[at + 2 : at + 2 + len(rest)] == rest:
                         kinds |= bit
             words.append(token)
             marks.append(kinds)
@@ -151,7 +151,7 @@ class Lexicon:
             whole = "".join(tokens)
             self._cjk.setdefault(whole[:2], []).append((whole, bit))
         elif len(tokens) > 1:
-            self._phrases.setdefault(tokens[0], []).append((tuple(tokens[1:]), bit))
+            self._phrases.setdefault(tokens[0], {}).setdefault(tokens[1], []).append((tokens[2:], bit))
         elif entry.endswith("*"):
             self._stems[tokens[0]] = self._stems.get(tokens[0], 0) | bit
         else:
