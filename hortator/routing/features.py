@@ -3,7 +3,7 @@
 `complexity.py` calls `read` and then `describe`; training/complexity/train.py does the same, so that what is learned is what is used.
 Intent matters, not vocabulary: the main verb and the size of its object, whether a keyword is only mentioned (quoted, translated,
 defined) or only background, how much is asked, how short the answer may be. Pasted code, logs and tools' boilerplate are set aside.
-Pure and bounded: at most 4,000 characters of a turn and `MAX_TOKENS` words are looked at, whatever is sent. No I/O after import.
+Pure and bounded: at most 2,200 characters of a turn and `MAX_TOKENS` words are looked at, whatever is sent. No I/O after import.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Final, NamedTuple
 
 from hortator.routing.lexicon import LEXICON, is_cjk, plain
 
-CAP_HEAD, CAP_TAIL = 2_600, 1_400
+CAP_HEAD, CAP_TAIL = 1_400, 800
 """Characters kept of a turn: its beginning and its end."""
-PROSE_HEAD, PROSE_TAIL = 600, 300
+PROSE_HEAD, PROSE_TAIL = 400, 250
 """Characters kept of what is left after pasted matter is set aside."""
-MAX_TOKENS: Final = 90
+MAX_TOKENS: Final = 72
 """Words looked at: three quarters from the beginning, the rest from the end."""
 _MAX_TURNS = 60
 """Messages looked at, from the end."""
@@ -153,8 +153,8 @@ def _without_paste(text: str) -> tuple[str, bool, int]:
     if "\n" not in text:
         return text, code, 0
     lines = text.split("\n")
-    if len(lines) > 30:
-        lines = lines[:18] + lines[-12:]
+    if len(lines) > 20:
+        lines = lines[:12] + lines[-8:]
     kept: list[str] = []
     bullets = 0
     for line in lines:

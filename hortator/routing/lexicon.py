@@ -25,7 +25,7 @@ _ARABIC_PREFIX = re.compile(r"^(?:[وفبكل]?ال|لل|[وفبل])(?=\w{3})")
 _NOT_MISSPELT = ("through", "thought", "though", "single", "sample", "contact", "manger", "resigned")
 _MEMORY = 20_000
 """Words remembered with their categories; then the memory starts anew."""
-_RUN = 100
+_RUN = 60
 """Characters of an unbroken Chinese or Japanese run that are looked at."""
 
 
