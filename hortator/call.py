@@ -12,6 +12,7 @@ from typing import Literal, NewType
 import msgspec
 
 from hortator.settings import Strategy
+from hortator.wire.dialects import Dialect
 
 TenantId = NewType("TenantId", str)
 KeyHash = NewType("KeyHash", str)
@@ -19,7 +20,8 @@ ModelId = NewType("ModelId", str)
 ProviderId = NewType("ProviderId", str)
 RequestId = NewType("RequestId", str)
 
-Operation = Literal["chat"]
+Operation = Dialect
+"""What a call is for: the dialect it is asked in, and also what is recorded."""
 Resend = Literal["again", "elsewhere", "never"]
 UsageSource = Literal["reported", "estimated", "unknown"]
 

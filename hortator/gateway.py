@@ -21,13 +21,15 @@ from hortator.tenancy import Budgets, Identity, Reservation
 class StreamedAnswer:
     """A streamed answer: `next` until None, with `flow` between, then `finish`, always."""
 
-    __slots__ = ("_record", "_stream", "flow", "next")
+    __slots__ = ("_record", "_stream", "failed", "flow", "next")
 
     def __init__(self, stream: Stream, record: Callable[[BaseException | None], None]) -> None:
         self._stream = stream
         self._record = record
         self.next = stream.next
         """Return the next bytes for the client, None after the end. Raises the HortatorError that ended the answer."""
+        self.failed = stream.failed
+        """Return the events that tell the client what ended the answer; empty where its dialect needs none of its own."""
         self.flow = stream.flow
         """Let bytes go straight to a `write` that may return False; returns when `next` must be asked."""
 

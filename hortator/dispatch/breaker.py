@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal, NamedTuple
 
-from hortator.errors import ClientGone, HortatorError, RateLimited, TotalTimeout, UpstreamRefused
+from hortator.errors import ClientGone, HortatorError, RequestError, TotalTimeout, UpstreamRefused
 
 State = Literal["closed", "open", "half-open"]
 Verdict = Literal["alive", "failed", "unknown"]
@@ -98,14 +98,14 @@ def judge(error: BaseException | None) -> Verdict:
 
     Failed: no connection, time-outs, broken replies, 5xx, and 401, 402 and 408, which say that it cannot answer anybody.
     Alive: every other answer, 429 included; its Retry-After makes a pause and no failure. Unknown: the client hung up, the
-    whole request's time was over, the gateway itself was too busy.
+    whole request's time was over, the gateway itself was too busy or could not say the request in the provider's dialect.
     """
     if error is None:
         return "alive"
     if isinstance(error, UpstreamRefused):
         failed = error.upstream_status >= 500 or error.upstream_status in _FAILED
         return "failed" if failed else "alive"
-    if isinstance(error, asyncio.CancelledError | ClientGone | TotalTimeout | RateLimited):
+    if isinstance(error, asyncio.CancelledError | ClientGone | TotalTimeout | RequestError):
         return "unknown"
     if not isinstance(error, HortatorError) or error.code in _OURS:
         return "unknown"

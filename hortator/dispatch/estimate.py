@@ -9,6 +9,8 @@ from hortator.call import UNKNOWN_USAGE, Call, Usage
 from hortator.wire.chat import WireUsage
 
 CHARACTERS_A_TOKEN = 4
+_PROMPT = ("messages", "input", "prompt", "system", "instructions")
+"""Where the dialects keep what the model reads."""
 
 
 def reported(wire: WireUsage) -> Usage:
@@ -28,10 +30,10 @@ def reported(wire: WireUsage) -> Usage:
 
 
 def estimated(call: Call, characters: int | None) -> Usage:
-    """Estimate from the request's messages and the `characters` of the answer that came; None = no answer was seen."""
-    messages = call.body.get("messages", b"")
+    """Estimate from the request's prompt and the `characters` of the answer that came; None = no answer was seen."""
+    prompt = sum(len(bytes(call.body[key])) for key in _PROMPT if key in call.body)
     return Usage(
-        input=max(1, len(bytes(messages)) // CHARACTERS_A_TOKEN),
+        input=max(1, prompt // CHARACTERS_A_TOKEN),
         output=None if characters is None else -(-characters // CHARACTERS_A_TOKEN),
         source="estimated",
     )

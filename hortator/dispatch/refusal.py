@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 
-from hortator.errors import HortatorError, TotalTimeout, UpstreamError, UpstreamRefused
+from hortator.errors import HortatorError, Inapplicable, TotalTimeout, UpstreamError, UpstreamRefused
 from hortator.providers.base import Provider
 from hortator.wire.refusal import Refusal
 
@@ -82,7 +82,7 @@ def may_go_elsewhere(error: HortatorError) -> bool:
     """Whether the same call may succeed at another deployment."""
     if isinstance(error, UpstreamRefused):
         return error.upstream_status >= 500 or error.upstream_status in _ELSEWHERE
-    return error.retryable
+    return error.retryable or isinstance(error, Inapplicable)
 
 
 def final(failures: Sequence[tuple[str, HortatorError]]) -> HortatorError:

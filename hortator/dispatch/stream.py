@@ -17,10 +17,12 @@ from hortator.dispatch.balance import Turn
 from hortator.dispatch.estimate import estimated, reported
 from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
+from hortator.dispatch.translation import reader, said
 from hortator.errors import HortatorError, InvalidReply, TruncatedStream
 from hortator.providers.base import Reply
 from hortator.wire import refusal
-from hortator.wire.chat_stream import KEEP_ALIVE, ChatStream
+from hortator.wire.chat_stream import KEEP_ALIVE, ErrorEvent
+from hortator.wire.dialects import Reader
 from hortator.wire.sse import EventSplitter
 
 MAX_HELD_BYTES = 1024 * 1024
@@ -35,7 +37,6 @@ class Stream:
 
     __slots__ = (
         "_call",
-        "_chat",
         "_commit",
         "_deadline",
         "_decision",
@@ -45,6 +46,7 @@ class Stream:
         "_last",
         "_loop",
         "_quiet",
+        "_reader",
         "_reply",
         "_splitter",
         "_trace",
@@ -76,7 +78,7 @@ class Stream:
         self._quiet = False
         self._reply: Reply | None = None
         self._splitter = EventSplitter()
-        self._chat = ChatStream(call.wants_usage)
+        self._reader: Reader = reader(call, call)
         self._write: Callable[[bytes], bool] | None = None
         self._last = b""
         """The answer's end, when it came while the answer flowed; `next` returns it."""
@@ -102,7 +104,7 @@ class Stream:
             return last
         while not self.ended:
             assert self._reply is not None
-            if self._chat.failure is not None:
+            if self._reader.failure is not None:
                 raise self._failure()
             data = await self._reply.next()
             if data == b"":
@@ -118,9 +120,13 @@ class Stream:
 
         Returns when `next` must be asked: it has the end, a failure or a comment, or waits for a client that is slow.
         """
-        if self._commit is None and self._reply is not None and not self.ended and self._chat.failure is None:
+        if self._commit is None and self._reply is not None and not self.ended and self._reader.failure is None:
             self._write = write
             await self._reply.flow(self._relay)
+
+    def failed(self, error: HortatorError) -> bytes:
+        """Return the events that tell the client of a failure, if its dialect has its own."""
+        return self._reader.failed(error)
 
     def _relay(self, data: bytes) -> bool:
         """Take one piece while the answer flows; False when `next` has to go on."""
@@ -128,7 +134,7 @@ class Stream:
         try:
             out = self._take(data)
         except HortatorError:
-            return False  # `next` raises it: the failure is noted in the chat's state
+            return False  # `next` raises it: the failure is noted in the reader's state
         if self.ended:
             self._last = out
             return False
@@ -157,12 +163,12 @@ class Stream:
 
     def _settle(self, turn: Turn, error: BaseException | None) -> None:
         """Note the end of the answering attempt and its usage."""
-        trace, chat = self._trace, self._chat
+        trace, answer = self._trace, self._reader
         now = monotonic()
         trace.end(error, now)
         turn.leave(error, now)
-        trace.response_model = chat.model
-        trace.usage = reported(chat.usage) if chat.usage else estimated(self._call, chat.text_length)
+        trace.response_model = answer.model
+        trace.usage = reported(answer.usage) if answer.usage else estimated(self._call, answer.text_length)
         trace.complete = self.ended and error is None
 
     async def _drain(self, reply: Reply) -> None:
@@ -195,35 +201,36 @@ class Stream:
 
     def _take(self, data: bytes | None) -> bytes:
         """Return what the client gets of one piece of the upstream's stream (None = its end). Raises what is wrong with it."""
-        chat = self._chat
+        answer = self._reader
         if data is None:
             rest = self._splitter.end()
-            out = b"" if rest is None else chat.feed([rest])
+            out = b"" if rest is None else answer.feed([rest])
         else:
-            out = chat.feed(self._splitter.feed(data))
-        over = data is None or chat.done
-        if over and chat.failure is None and not chat.finished:
-            chat.failure = TruncatedStream("The provider's stream ended before its answer was complete.")
-        if chat.failure is not None:
+            out = answer.feed(self._splitter.feed(data))
+        over = data is None or answer.done
+        if over and answer.failure is None and not answer.finished:
+            answer.failure = TruncatedStream("The provider's stream ended before its answer was complete.")
+        if answer.failure is not None:
             if out:
                 return out
             raise self._failure()
         if over:
-            out += chat.end()
+            out += answer.end()
             self.ended = True
         return out
 
     def _failure(self) -> HortatorError:
         """Return the error for what the upstream did wrong in its stream."""
-        failure = self._chat.failure
+        failure = self._reader.failure
         assert failure is not None
         if isinstance(failure, HortatorError):
             return failure
+        assert isinstance(failure, ErrorEvent)
         assert self._reply is not None
         assert self._trace.deployment is not None
         provider = self._dispatch.providers[self._trace.deployment.provider]
-        said = refusal.read_object(failure.error)
-        return refused(provider, said.status or 502, self._reply.headers, said)
+        error = refusal.read_object(failure.error)
+        return refused(provider, error.status or 502, self._reply.headers, error)
 
     async def _until_commit(self) -> bytes:
         """Try candidates until one sends content; return everything it sent so far, ready for the client."""
@@ -236,18 +243,20 @@ class Stream:
         """Ask one deployment once; return its bytes up to and with the first content."""
         provider = self._dispatch.providers[deployment.provider]
         trace = self._trace
+        sent = said(self._call, provider)
+        self._reader = reader(self._call, sent)
         begun = monotonic()
         try:
-            self._reply = reply = await provider.send(self._call, deployment, self._deadline)
+            self._reply = reply = await provider.send(sent, deployment, self._deadline)
             trace.status = reply.status
             if not 200 <= reply.status < 300:
                 raise refused(provider, reply.status, reply.headers, refusal.read(await reply.read()))
             held = b""
-            while not (self._chat.committed or self.ended):
+            while not (self._reader.committed or self.ended):
                 if len(held) > MAX_HELD_BYTES:
                     raise InvalidReply("The provider's stream holds no content.")
                 held += self._take(await reply.next())
-                if self._chat.failure is not None and not self._chat.committed:
+                if self._reader.failure is not None and not self._reader.committed:
                     raise self._failure()
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
@@ -267,4 +276,3 @@ class Stream:
             self._reply.close()
             self._reply = None
         self._splitter = EventSplitter()
-        self._chat = ChatStream(self._call.wants_usage)

@@ -14,8 +14,9 @@ from hortator.dispatch.attempts import Dispatch, carry
 from hortator.dispatch.estimate import estimated, reported
 from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
+from hortator.dispatch.translation import answered, checked, said
 from hortator.providers.base import Provider
-from hortator.wire import chat, refusal
+from hortator.wire import refusal
 
 
 async def carry_whole(dispatch: Dispatch, call: Call, decision: Decision, trace: Trace, deadline: float) -> bytes:
@@ -33,9 +34,10 @@ async def carry_whole(dispatch: Dispatch, call: Call, decision: Decision, trace:
 
 async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace: Trace, deadline: float) -> bytes:
     """Ask one deployment once."""
+    sent = said(call, provider)
     begun = monotonic()
     try:
-        reply = await provider.send(call, deployment, deadline)
+        reply = await provider.send(sent, deployment, deadline)
         trace.status = reply.status
         try:
             body = await reply.read()
@@ -49,13 +51,14 @@ async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace
         trace.waited += ended - begun
     if not 200 <= reply.status < 300:
         raise refused(provider, reply.status, reply.headers, refusal.read(body))
-    answer = chat.read_whole(body)
+    answer = checked(sent, body)
     if answer.error:
-        said = refusal.read_object(answer.error)
-        raise refused(provider, said.status or 502, reply.headers, said)
+        error = refusal.read_object(answer.error)
+        raise refused(provider, error.status or 502, reply.headers, error)
     trace.first_byte_at = ended
     trace.response_model = answer.model
     trace.headers = passed_headers(reply.headers)
     trace.usage = reported(answer.usage) if answer.usage else estimated(call, len(body))
+    body = answered(call, sent, body)
     trace.complete = True
     return body

@@ -1,7 +1,7 @@
 """What every provider adapter looks like from dispatch: one method that sends a call, one kind of reply.
 
-Dispatch calls `Provider.send`; an adapter translates the call into its provider's dialect, sends it through
-`providers/upstream.py`, and hands the reply back in the chat-completions dialect. Adapters do not retry, choose or record.
+Dispatch calls `Provider.send` with a call in one of the adapter's dialects (translating is dispatch's work, by `wire/dialects.py`); an
+adapter sends it through `providers/upstream.py` and hands the reply back in the same dialect. Adapters do not retry, choose or record.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from hortator.call import Call, Deployment, ProviderId
+from hortator.wire.dialects import Dialect
 
 
 class Reply(Protocol):
@@ -20,7 +21,7 @@ class Reply(Protocol):
     """The upstream's headers, names in lower case."""
 
     async def read(self) -> bytes:
-        """Return the whole body, in the chat-completions dialect when `status` is 200. Raises UpstreamError."""
+        """Return the whole body, in the call's dialect when `status` is 200. Raises UpstreamError."""
         ...
 
     async def next(self) -> bytes | None:
@@ -47,9 +48,11 @@ class Provider(Protocol):
     """One configured provider."""
 
     id: ProviderId
+    dialects: frozenset[Dialect]
+    """Those it can be asked in."""
 
     def send(self, call: Call, deployment: Deployment, deadline: float) -> Awaitable[Reply]:
-        """Send `call` to `deployment` and return once the reply's head is there.
+        """Send `call`, in one of `dialects`, to `deployment` and return once the reply's head is there.
 
         `deadline` is in `loop.time()` seconds and covers the reply to its last byte.
         Raises UpstreamError (connect, TLS, time-outs, malformed head); an error *status* is a Reply, not an exception.

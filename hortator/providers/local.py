@@ -38,6 +38,7 @@ from hortator.providers.local_child import ChildConfig
 from hortator.providers.local_process import COMMAND, BoundedLog, Child, ChildFailed
 from hortator.providers.proxy import ProxyReply
 from hortator.providers.upstream import Origin, PoolLimits, Timeouts, Upstream, UpstreamResponse, request_head
+from hortator.wire.dialects import Dialect
 from hortator.wire.sse import EventSplitter
 from hortator.wire.tool_reply import ToolStream, whole
 from hortator.wire.tool_schema import Plan, constrain
@@ -322,6 +323,7 @@ class LocalProvider:
     """The adapter in front of a `LocalModel`."""
 
     id = ProviderId("local")
+    dialects: frozenset[Dialect] = frozenset(("chat",))
 
     def __init__(self, model: LocalModel) -> None:
         self._model = model

@@ -18,9 +18,11 @@ from hortator.errors import UpstreamError
 from hortator.providers.base import Reply
 from hortator.providers.upstream import Origin, Timeouts, Upstream, request_head
 from hortator.settings import Secret
+from hortator.wire.dialects import Dialect
 
 _INCLUDE_USAGE = Raw(b'{"include_usage":true}')
 _MAX_MODELS = 10_000
+_PATHS: dict[Dialect, str] = {"chat": "/chat/completions"}
 _encode = msgspec.json.encode
 
 
@@ -48,8 +50,10 @@ class OpenAIProvider:
         *,
         api_key: Secret | None = None,
         headers: Mapping[str, str | Secret] | None = None,
+        dialects: frozenset[Dialect] = frozenset(_PATHS),
     ) -> None:
         self.id = id
+        self.dialects = dialects
         self._upstream = upstream
         self._timeouts = timeouts
         self._origin = Origin.of(base_url)
@@ -60,21 +64,23 @@ class OpenAIProvider:
         for name, value in (headers or {}).items():
             pairs.append((name.lower().encode(), (value.reveal() if isinstance(value, Secret) else value).encode()))
         base = urlsplit(base_url).path.rstrip("/")
-        self._chat_head = request_head(self._origin, "POST", f"{base}/chat/completions", pairs)
+        self._heads = {name: request_head(self._origin, "POST", base + path, pairs) for name, path in _PATHS.items()}
         self._models_head = request_head(self._origin, "GET", f"{base}/models", pairs[1:])
         self._names: dict[str, Raw] = {}
 
     def send(self, call: Call, deployment: Deployment, deadline: float) -> Awaitable[Reply]:
-        """Send a chat completion. Raises UpstreamError when awaited; an error status is a reply."""
+        """Send a call. Raises UpstreamError when awaited; an error status is a reply."""
         body = call.body.copy()
         name = self._names.get(deployment.model)
         if name is None:
             name = self._name(deployment.model)
         body["model"] = name
-        if call.stream and not call.wants_usage:
+        if call.stream and not call.wants_usage and call.operation == "chat":
             options = body.get("stream_options")
             body["stream_options"] = _INCLUDE_USAGE if options is None else _with_usage(options)
-        return self._upstream.request(self._origin, self._chat_head, _encode(body), self._timeouts, deadline)
+        return self._upstream.request(
+            self._origin, self._heads[call.operation], _encode(body), self._timeouts, deadline
+        )
 
     async def list_models(self, deadline: float) -> tuple[str, ...] | None:
         """Return the names of the models the provider lists, None when it lists none. Raises UpstreamError."""

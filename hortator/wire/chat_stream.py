@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from hortator.errors import InvalidReply, TruncatedStream, UpstreamError
+from hortator.errors import HortatorError, InvalidReply, TruncatedStream
 from hortator.wire.chat import WireUsage
 
 DONE = b"data: [DONE]\n\n"
@@ -135,7 +135,7 @@ class ChatStream:
         """Content has been seen: nothing may be tried elsewhere any more."""
         self.done = False
         """The upstream said `[DONE]`."""
-        self.failure: UpstreamError | ErrorEvent | None = None
+        self.failure: Exception | None = None
         """What went wrong after the bytes that `feed` returned last; nothing more comes."""
         self.usage: WireUsage | None = None
         self.model: str | None = None
@@ -149,6 +149,10 @@ class ChatStream:
 
     def feed(self, payloads: list[bytes]) -> bytes:
         """Return what the client gets for these events; a bad one sets `failure`, and what came before it still counts."""
+        return b"".join([b"data: " + piece + b"\n\n" for piece in self.payloads(payloads)])
+
+    def payloads(self, payloads: list[bytes]) -> list[bytes]:
+        """Return the data of what `feed` says: chunks that obey the rules, without the `[DONE]`."""
         out = []
         for payload in payloads:
             if payload == b"[DONE]":
@@ -162,8 +166,12 @@ class ChatStream:
                 self.failure = failure
                 break
             if piece is not None:
-                out.append(b"data: " + piece + b"\n\n")
-        return b"".join(out)
+                out.append(piece)
+        return out
+
+    def failed(self, error: HortatorError) -> bytes:
+        """Return nothing: the dialect's error event does not depend on the stream, and the door says it."""
+        return b""
 
     def end(self) -> bytes:
         """Return the stream's last bytes, `[DONE]` included. Raises TruncatedStream when no finish reason came."""
