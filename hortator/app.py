@@ -30,7 +30,8 @@ from hortator.ledger import Ledger, PriceBook
 from hortator.ledger.counts import Counts
 from hortator.ledger.metrics import Reading, exposition
 from hortator.providers.base import Provider
-from hortator.providers.local import LocalModel, LocalProvider
+from hortator.providers.local import LocalProvider
+from hortator.providers.local_model import LocalModel
 from hortator.providers.openai import OpenAIProvider
 from hortator.providers.upstream import PoolLimits, Timeouts, Upstream, trust
 from hortator.routing import Catalogue

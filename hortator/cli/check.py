@@ -19,7 +19,7 @@ from hortator import app
 from hortator.cli.configuration import configured
 from hortator.errors import ConfigError
 from hortator.ledger import PriceBook
-from hortator.providers.local import engine_installed
+from hortator.providers.local_model import engine_installed
 from hortator.providers.weights import ModelUnavailable, custom, installed
 from hortator.settings import LOCAL, Provider, Settings, known_variables, load
 

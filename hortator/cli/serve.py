@@ -25,7 +25,7 @@ from hortator.app import App
 from hortator.cli import logs
 from hortator.cli.configuration import configured, load_settings
 from hortator.errors import ConfigError, Unavailable
-from hortator.providers.local import LocalModel, engine_installed
+from hortator.providers.local_model import LocalModel, engine_installed
 from hortator.providers.weights import ModelUnavailable, custom, obtain
 from hortator.settings import Settings
 from hortator.tenancy.keys import first_key

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from hortator.providers.local import LocalModel
+from hortator.providers.local_model import LocalModel
 
 FAKE = Path(__file__).with_name("fake_model.py")
 

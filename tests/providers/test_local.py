@@ -18,7 +18,8 @@ import pytest
 from hortator.call import Call, Deployment, ModelId, ProviderId, RequestId
 from hortator.errors import InvalidRequest, RateLimited, Unavailable, UpstreamError
 from hortator.providers.base import Reply
-from hortator.providers.local import DEFAULT_MAX_TOKENS, LocalModel, LocalProvider, State
+from hortator.providers.local import DEFAULT_MAX_TOKENS, LocalProvider
+from hortator.providers.local_model import LocalModel, State
 from hortator.providers.local_process import LOG_BYTES, BoundedLog
 from tests.eventually import eventually
 

@@ -20,7 +20,8 @@ from platformdirs import user_data_path
 
 from hortator.call import Call, Deployment, ModelId, ProviderId, RequestId
 from hortator.providers.base import Reply
-from hortator.providers.local import LocalModel, LocalProvider, engine_installed
+from hortator.providers.local import LocalProvider
+from hortator.providers.local_model import LocalModel, engine_installed
 from hortator.providers.weights import DEFAULT, installed
 
 HOME = Path(os.environ.get("HORTATOR_TEST_MODEL_HOME") or user_data_path("hortator"))
