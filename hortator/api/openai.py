@@ -7,7 +7,8 @@ the gateway raises becomes an OpenAI error object. It decides nothing and knows 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,13 +20,28 @@ from hortator.call import Call, ModelId
 from hortator.dispatch import Trace
 from hortator.errors import InvalidRequest, NotFound
 from hortator.gateway import Gateway
-from hortator.wire import chat
+from hortator.wire import chat, completions, embeddings, moderations
+from hortator.wire.body import ParsedRequest
+from hortator.wire.dialects import Dialect
 
+Parse = Callable[[bytes], ParsedRequest]
+
+_OPERATIONS: dict[str, tuple[Dialect, Parse]] = {
+    "/v1/chat/completions": ("chat", chat.parse),
+    "/v1/completions": ("completions", completions.parse),
+    "/v1/embeddings": ("embeddings", embeddings.parse),
+    "/v1/moderations": ("moderations", moderations.parse),
+}
+_NOT_SERVED = (
+    "assistants audio batches chat/completions containers conversations evals files fine_tuning images realtime responses skills threads "
+    "uploads vector_stores videos"
+).split()
+"""What else OpenAI documents under /v1: clients are told so, instead of that the URL is unknown."""
 _VERBOSITIES = frozenset((b"default", b"verbose", b"full"))
 
 
 class OpenAIDoor:
-    """`POST /v1/chat/completions`, `GET /v1/models`, `GET /v1/models/{id}`; everything else under `/v1` is unknown."""
+    """Chat completions, completions, embeddings, moderations and models; everything else under `/v1` is unknown here."""
 
     def __init__(self, gateway: Gateway, max_body_bytes: int) -> None:
         self._gateway = gateway
@@ -33,17 +49,13 @@ class OpenAIDoor:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> Awaitable[None]:
         """Answer one request to `path` (below the root path)."""
-        if path == "/v1/chat/completions":
-            return serve(scope, receive, send, OPENAI, self._chat)
+        operation = _OPERATIONS.get(path)
+        if operation is not None:
+            return serve(scope, receive, send, OPENAI, partial(self._call, *operation))
+        return serve(scope, receive, send, OPENAI, partial(self._other, path))
 
-        async def other(exchange: Exchange, _: Trace) -> None:
-            if path != "/v1/models" and not path.startswith("/v1/models/"):
-                raise NotFound(f"Unknown request URL: {exchange.method} {path[:200]}.")
-            await self._models(exchange, path[len("/v1/models/") :])
-
-        return serve(scope, receive, send, OPENAI, other)
-
-    async def _chat(self, exchange: Exchange, trace: Trace) -> None:
+    async def _call(self, dialect: Dialect, parse: Parse, exchange: Exchange, trace: Trace) -> None:
+        """Answer one model call."""
         allow(exchange, "POST")
         headers = exchange.headers
         token = bearer(headers)
@@ -55,10 +67,10 @@ class OpenAIDoor:
                 code="invalid_value",
                 param="X-Hortator-Verbosity",
             )
-        parsed = chat.parse(await read_body(headers, exchange.direct, exchange.receive, self._max_body_bytes))
+        parsed = parse(await read_body(headers, exchange.direct, exchange.receive, self._max_body_bytes))
         call = Call(
             id=exchange.id,
-            operation="chat",
+            operation=dialect,
             model=ModelId(parsed.model),
             body=parsed.body,
             stream=parsed.stream,
@@ -69,6 +81,15 @@ class OpenAIDoor:
             resend=resend(headers),
         )
         await answer(self._gateway, exchange, caller, call, trace)
+
+    async def _other(self, path: str, exchange: Exchange, _: Trace) -> None:
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            await self._models(exchange, path[len("/v1/models/") :])
+            return
+        rest = path[len("/v1/") :]
+        if not rest.endswith("/") and any(f"{rest}/".startswith(f"{known}/") for known in _NOT_SERVED):
+            raise NotFound(f"This gateway does not serve {exchange.method} {path[:200]}.", code="unsupported_endpoint")
+        raise NotFound(f"Unknown request URL: {exchange.method} {path[:200]}.")
 
     async def _models(self, exchange: Exchange, wanted: str) -> None:
         """List the models the key may use, or describe one."""

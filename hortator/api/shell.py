@@ -6,7 +6,7 @@ that the document cannot drift from the code; `make check` compares it with `doc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -17,6 +17,9 @@ from hortator import __version__
 from hortator.api import health, problem
 from hortator.errors import HortatorError, InvalidRequest, MethodNotAllowed, NotFound
 from hortator.wire.chat import ChatRequest
+from hortator.wire.completions import CompletionRequest
+from hortator.wire.embeddings import EmbeddingsRequest
+from hortator.wire.moderations import ModerationRequest
 
 _ERRORS = {
     "400": "The request is malformed, or the provider found it so",
@@ -72,9 +75,44 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     return Response(problem.body(ours), ours.status, headers, "application/json")
 
 
+class _Call(NamedTuple):
+    """A model call as the description shows it."""
+
+    path: str
+    name: str
+    summary: str
+    request: type[msgspec.Struct]
+    answer: str
+    streams: bool
+
+
+_CALLS = (
+    _Call(
+        "/v1/chat/completions",
+        "createChatCompletion",
+        "Answer a conversation.",
+        ChatRequest,
+        "A chat completion, or its chunks as server-sent events when `stream` is true",
+        True,
+    ),
+    _Call(
+        "/v1/completions",
+        "createCompletion",
+        "Go on with a text.",
+        CompletionRequest,
+        "A text completion, or its chunks as server-sent events when `stream` is true",
+        True,
+    ),
+    _Call("/v1/embeddings", "createEmbedding", "Make vectors of texts.", EmbeddingsRequest, "A list of vectors", False),
+    _Call("/v1/moderations", "createModeration", "Judge a text.", ModerationRequest, "The results", False),
+)
+
+
 def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     """Add the routes that the raw doors serve."""
-    (request,), components = msgspec.json.schema_components([ChatRequest], ref_template="#/components/schemas/{name}")
+    shapes, components = msgspec.json.schema_components(
+        [each.request for each in _CALLS], ref_template="#/components/schemas/{name}"
+    )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
     schemas["Error"] = {
@@ -94,23 +132,21 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         },
     }
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    completion = {
-        "description": "A chat completion, or its chunks as server-sent events when `stream` is true",
-        "content": {
-            "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"type": "string"}},
-        },
-    }
     listing = {
         "description": "Models this key may use",
         "content": {"application/json": {"schema": {"type": "object"}}},
     }
-    chat = _operation("createChatCompletion", "Answer a conversation.", completion, tuple(_ERRORS))
-    chat["requestBody"] = {"required": True, "content": {"application/json": {"schema": request}}}
+    for call, shape in zip(_CALLS, shapes, strict=True):
+        content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+        if call.streams:
+            content["text/event-stream"] = {"schema": {"type": "string"}}
+        answer = {"description": call.answer, "content": content}
+        operation = _operation(call.name, call.summary, answer, tuple(_ERRORS))
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": shape}}}
+        document["paths"][call.path] = {"post": operation}
     one = _operation("retrieveModel", "Describe one model; ids contain slashes.", listing, ("401", "404"))
     one["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
     document["paths"] |= {
-        "/v1/chat/completions": {"post": chat},
         "/v1/models": {"get": _operation("listModels", "List the models this key may use.", listing, ("401", "503"))},
         "/v1/models/{id}": {"get": one},
     }

@@ -38,7 +38,10 @@ def checked(sent: Call, body: bytes) -> dialects.Whole:
 
 def answered(call: Call, sent: Call, body: bytes) -> bytes:
     """Return a checked reply in the client's dialect."""
-    return body if call is sent else dialects.reply(call.operation, sent.operation, body, _asked(call))
+    if call is not sent:
+        return dialects.reply(call.operation, sent.operation, body, _asked(call))
+    mend = dialects.FORMS[call.operation].mend_whole
+    return body if mend is None else mend(body, call.body)
 
 
 def _asked(call: Call) -> dialects.Asked:

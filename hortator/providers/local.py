@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Raw
 
 from hortator.call import Call, Deployment, ProviderId
-from hortator.errors import ConnectFailed, ConnectionLost, InvalidRequest, Unavailable
+from hortator.errors import ConnectFailed, ConnectionLost, Inapplicable, InvalidRequest, Unavailable
 from hortator.providers.base import Reply
-from hortator.providers.local_model import LocalModel, Serving
+from hortator.providers.local_model import PATHS, LocalModel, Serving
 from hortator.providers.proxy import ProxyReply
 from hortator.providers.upstream import Timeouts, UpstreamResponse
 from hortator.wire.dialects import Dialect
@@ -39,13 +39,13 @@ class LocalProvider:
     """The adapter in front of a `LocalModel`."""
 
     id = ProviderId("local")
-    dialects: frozenset[Dialect] = frozenset(("chat",))
+    dialects: frozenset[Dialect] = frozenset(PATHS)
 
     def __init__(self, model: LocalModel) -> None:
         self._model = model
 
     async def send(self, call: Call, deployment: Deployment, deadline: float) -> Reply:
-        """Send a chat completion to the child; the call's place in the queue is given back when the reply is closed.
+        """Send a call to the child; the call's place in the queue is given back when the reply is closed.
 
         Raises RateLimited (`local_model_busy`), Unavailable (`local_model_loading`, `local_model_unavailable`),
         InvalidRequest for tools it cannot serve, and UpstreamError.
@@ -53,7 +53,8 @@ class LocalProvider:
         leave = self._model.enter()
         try:
             body, plan = self._body(call, deployment)
-            reply = await self._send(await self._model.serving(deadline), msgspec.json.encode(body), deadline)
+            serving = await self._model.serving(deadline)
+            reply = await self._send(serving, serving.heads[call.operation], msgspec.json.encode(body), deadline)
             if reply.status != 200:
                 try:
                     status, error = translated_error(reply.status, await reply.read(MAX_ERROR_BODY))
@@ -65,10 +66,10 @@ class LocalProvider:
             raise
         return LocalReply(reply, plan, leave)
 
-    async def _send(self, serving: Serving, body: bytes, deadline: float) -> UpstreamResponse | ProxyReply:
+    async def _send(self, serving: Serving, head: bytes, body: bytes, deadline: float) -> UpstreamResponse | ProxyReply:
         """Send a body; a child that is dying just now becomes an Unavailable that says when to come back."""
         try:
-            return await serving.upstream.request(serving.origin, serving.chat_head, body, _TIMEOUTS, deadline)
+            return await serving.upstream.request(serving.origin, head, body, _TIMEOUTS, deadline)
         except (ConnectFailed, ConnectionLost):
             if not await serving.child.ended(DYING_SECONDS):
                 raise
@@ -92,8 +93,12 @@ class LocalProvider:
             value = msgspec.json.decode(call.body[key]) if key in call.body else None
             if isinstance(value, int) and value > MAX_LOGPROBS:
                 raise InvalidRequest(f"'{key}' is above {MAX_LOGPROBS}.", code="invalid_value", param=key)
-        body, plan = constrain(call.body)
+        body, plan = constrain(call.body) if call.operation == "chat" else (call.body, None)
         body = body.copy()
+        if call.operation == "completions":
+            _fill_in(body)
+        elif call.operation == "embeddings":
+            _without_dimensions(body)
         body["model"] = Raw(msgspec.json.encode(deployment.model))
         if call.stream:
             options = body.get("stream_options")
@@ -101,9 +106,28 @@ class LocalProvider:
             body["stream_options"] = (
                 Raw(msgspec.json.encode({**given, "include_usage": True})) if given else _INCLUDE_USAGE
             )
-        if all(body.get(key, b"null") == b"null" for key in ("max_tokens", "max_completion_tokens")):
+        if call.operation != "embeddings" and all(
+            body.get(key, b"null") == b"null" for key in ("max_tokens", "max_completion_tokens")
+        ):
             body["max_tokens"] = _DEFAULT_MAX
         return body, plan
+
+
+def _fill_in(body: dict[str, Raw]) -> None:
+    """Say `prompt` and `suffix` in the words of models that were trained to fill a gap. Raises Inapplicable for other prompts."""
+    suffix = msgspec.json.decode(body.pop("suffix", b"null"))
+    if not suffix:
+        return
+    prompt = msgspec.json.decode(body.get("prompt", b"null")) or ""
+    if not isinstance(prompt, str):
+        raise Inapplicable("With a 'suffix' the embedded model takes 'prompt' as one text.", param="prompt")
+    body["prompt"] = Raw(msgspec.json.encode(f"<|fim_prefix|>{prompt}<|fim_suffix|>{suffix}<|fim_middle|>"))
+
+
+def _without_dimensions(body: dict[str, Raw]) -> None:
+    """Refuse another length of vectors than the model's own."""
+    if body.get("dimensions", b"null") != b"null":
+        raise Inapplicable("The embedded model's vectors have one length; leave 'dimensions' out.", param="dimensions")
 
 
 class LocalReply:

@@ -103,6 +103,8 @@ def engine_parameters(engine: Any, config: ChildConfig) -> Any:
     params.ui = False
     params.endpoint_slots = False
     params.endpoint_metrics = True  # the parent's health check
+    params.embedding = True  # beside answering: the mean of the last layer over the text
+    params.pooling_type = engine.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.n_batch = 512  # prompt tokens in one step: other calls' tokens come between the steps of a long prompt
     params.verbosity = 2  # warnings; more would write prompts to the log
     return params

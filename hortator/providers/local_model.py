@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +28,16 @@ from hortator.errors import (
 from hortator.providers.local_child import ChildConfig
 from hortator.providers.local_process import COMMAND, BoundedLog, Child, ChildFailed
 from hortator.providers.upstream import Origin, PoolLimits, Timeouts, Upstream, request_head
+from hortator.wire.dialects import Dialect
 
 State = Literal["starting", "ready", "restarting", "failed", "disabled"]
 
+PATHS: dict[Dialect, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+}
+"""What the child serves, and where."""
 CACHE_MIB = 256
 SPARE_THREADS = 4
 """HTTP threads beyond one a call: health checks, and calls whose client left and which the child has not noticed yet."""
@@ -70,7 +77,7 @@ class Serving:
     child: Child
     upstream: Upstream
     origin: Origin
-    chat_head: bytes = field(repr=False)
+    heads: Mapping[Dialect, bytes] = field(repr=False)
     health_head: bytes = field(repr=False)
     key: str = field(repr=False)
 
@@ -245,7 +252,10 @@ class LocalModel:
                 child,
                 upstream,
                 origin,
-                request_head(origin, "POST", "/v1/chat/completions", (authorization, content_type)),
+                {
+                    name: request_head(origin, "POST", path, (authorization, content_type))
+                    for name, path in PATHS.items()
+                },
                 request_head(origin, "GET", _HEALTH_TARGET, (authorization,)),
                 key,
             )
@@ -292,5 +302,3 @@ async def _healthy(serving: Serving) -> bool:
     except UpstreamError:
         return False
     return reply.status == 200
-
-

@@ -22,7 +22,14 @@ from hortator.wire.dialects import Dialect
 
 _INCLUDE_USAGE = Raw(b'{"include_usage":true}')
 _MAX_MODELS = 10_000
-_PATHS: dict[Dialect, str] = {"chat": "/chat/completions"}
+_PATHS: dict[Dialect, str] = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+    "moderations": "/moderations",
+}
+_STREAM_OPTIONS = frozenset(("chat", "completions"))
+"""Dialects whose streams say their usage only when asked to."""
 _encode = msgspec.json.encode
 
 
@@ -75,7 +82,7 @@ class OpenAIProvider:
         if name is None:
             name = self._name(deployment.model)
         body["model"] = name
-        if call.stream and not call.wants_usage and call.operation == "chat":
+        if call.stream and not call.wants_usage and call.operation in _STREAM_OPTIONS:
             options = body.get("stream_options")
             body["stream_options"] = _INCLUDE_USAGE if options is None else _with_usage(options)
         return self._upstream.request(

@@ -7,15 +7,13 @@ Source of the field list: the OpenAI API reference as typed by openai-python 3.5
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from hortator.errors import InvalidReply, InvalidRequest
-
-Object = dict[str, Raw]
+from hortator.errors import InvalidReply
+from hortator.wire.body import Object, ParsedRequest, parse_as
 
 
 class Part(Struct):
@@ -116,57 +114,16 @@ class WholeReply(Struct):
     error: Any = None
 
 
-class ParsedRequest(NamedTuple):
-    """A valid request: its top level as raw values, and what the gateway itself needs to know."""
-
-    body: Object
-    model: str
-    stream: bool
-    wants_usage: bool
-
-
-_top_level = msgspec.json.Decoder(Object)
 _request = msgspec.json.Decoder(ChatRequest)
 _whole_reply = msgspec.json.Decoder(WholeReply)
-_AT = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 
 
 def parse(body: bytes) -> ParsedRequest:
     """Validate a request body. Raises InvalidRequest with a stable code and the offending field as `param`."""
-    try:
-        if not body.isascii():
-            body.decode()
-        top = _top_level.decode(body)
-        request = _request.decode(body)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"The body is not valid UTF-8 at byte {error.start}.", code="invalid_utf8") from None
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.", code="too_deep") from None
+    top, request = parse_as(body, _request)
     options = request.stream_options
     stream = bool(request.stream)
     return ParsedRequest(top, request.model, stream, bool(stream and options and options.include_usage))
-
-
-def _invalid(text: str) -> InvalidRequest:
-    """Turn msgspec's sentence into the error the caller gets: code by what is wrong, param by where."""
-    at = _AT.search(text)
-    param = at.group(1) if at else None
-    problem = text[: at.start()] if at else text
-    missing = re.match(r"Object missing required field `(.+)`", problem)
-    if missing:
-        name = f"{param}.{missing.group(1)}" if param else missing.group(1)
-        return InvalidRequest(f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
-    if problem.startswith("Expected `array` of length >= 1"):
-        return InvalidRequest(f"'{param}' must not be empty.", code="empty_array", param=param)
-    if problem.startswith("Expected `str` of length"):
-        return InvalidRequest(f"Invalid '{param}': {problem}.", code="invalid_value", param=param)
-    if param is None:
-        return InvalidRequest(f"The body must be a JSON object: {problem}.", code="invalid_type")
-    return InvalidRequest(f"Invalid type for '{param}': {problem}.", code="invalid_type", param=param)
 
 
 def read_whole(body: bytes) -> WholeReply:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 from hortator.errors import HortatorError, Inapplicable, InvalidReply
-from hortator.wire import chat
-from hortator.wire.chat import Object, WireUsage
+from hortator.wire import chat, completions, embeddings, moderations
+from hortator.wire.body import Object
+from hortator.wire.chat import WireUsage
 from hortator.wire.chat_stream import ChatStream
 
 Dialect = Literal["chat", "responses", "messages", "completions", "embeddings", "moderations"]
@@ -115,6 +116,8 @@ class Form(NamedTuple):
 
     read_whole: Callable[[bytes], Whole]
     """Check a reply in one piece. Raises InvalidReply."""
+    mend_whole: Callable[[bytes, Object], bytes] | None = None
+    """Put right a checked reply that passes through, given the request."""
     reader: Callable[[bool], Reader] | None = None
     """Make a reader of its streams, given whether the client wants the usage."""
     to_chat: Callable[[Object], Object] | None = None
@@ -128,7 +131,10 @@ class Form(NamedTuple):
 
 
 FORMS: dict[Dialect, Form] = {
-    "chat": Form(chat.read_whole, ChatStream),
+    "chat": Form(chat.read_whole, reader=ChatStream),
+    "completions": Form(completions.read_whole, reader=completions.CompletionStream),
+    "embeddings": Form(embeddings.read_whole, mend_whole=embeddings.mend_whole),
+    "moderations": Form(moderations.read_whole),
 }
 
 
