@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
-from typing import NamedTuple
 
 from hortator.call import Call, Decision, Deployment, ProviderId, Route
 from hortator.dispatch.balance import Balance, Turn
@@ -21,7 +21,8 @@ from hortator.errors import HortatorError
 from hortator.providers.base import Provider
 
 
-class Dispatch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Dispatch:
     """What all calls share."""
 
     providers: Mapping[ProviderId, Provider]
@@ -32,6 +33,18 @@ class Dispatch(NamedTuple):
 Ask = Callable[[Deployment], Awaitable[bytes]]
 
 
+def begin(dispatch: Dispatch, call: Call, decision: Decision, trace: Trace) -> Turn:
+    """Start a call's first attempt. `go_on` takes over if it fails; whoever carries the call ends the turn of a good one."""
+    now = monotonic()
+    budget = dispatch.retry.budget
+    if now >= budget.ends:
+        budget.turn(now)
+    budget.requests += 1
+    turn = dispatch.balance.begin(decision, call, now)
+    trace.begin(turn.place.deployment, now)
+    return turn
+
+
 async def carry(
     dispatch: Dispatch, call: Call, decision: Decision, trace: Trace, deadline: float, ask: Ask
 ) -> tuple[bytes, Turn]:
@@ -39,28 +52,36 @@ async def carry(
 
     Raises the error the client is to get. `deadline` in `monotonic()` seconds is for all attempts and waits together.
     """
-    now = monotonic()
-    dispatch.retry.budget.request(now)
-    index, deployment = dispatch.balance.first(decision, call, now)
-    plan: Plan | None = None
+    turn = begin(dispatch, call, decision, trace)
+    try:
+        answer = await ask(turn.place.deployment)
+    except BaseException as error:  # noqa: BLE001 - `go_on` raises what is no failure of an attempt
+        failure = error
+    else:
+        turn.answered(monotonic())
+        return answer, turn
+    return await go_on(dispatch, call, decision, trace, deadline, ask, turn, failure)
+
+
+async def go_on(
+    dispatch: Dispatch,
+    call: Call,
+    decision: Decision,
+    trace: Trace,
+    deadline: float,
+    ask: Ask,
+    turn: Turn,
+    failure: BaseException,
+) -> tuple[bytes, Turn]:
+    """As `carry`, after the first attempt failed. A failure that is no HortatorError is raised again."""
+    plan = Plan(dispatch, call, decision, turn.route, deadline)
     while True:
-        turn = dispatch.balance.enter(deployment, now)
-        trace.begin(deployment, now)
-        try:
-            answer = await ask(deployment)
-        except BaseException as error:
-            now = monotonic()
-            trace.end(error, now)
-            turn.leave(error, now)
-            if not isinstance(error, HortatorError):
-                raise
-            failure = error
-        else:
-            turn.answered(monotonic())
-            return answer, turn
-        if plan is None:
-            plan = Plan(dispatch, call, decision, index, deadline)
-        following = plan.after(deployment, failure, now)
+        now = monotonic()
+        trace.end(failure, now)
+        turn.leave(failure, now)
+        if not isinstance(failure, HortatorError):
+            raise failure
+        following = plan.after(turn.place.deployment, failure, now)
         if following is None:
             raise final(plan.failures)
         deployment, wait = following
@@ -68,6 +89,15 @@ async def carry(
             trace.waited += wait
             await asyncio.sleep(wait)
         now = monotonic()
+        turn = dispatch.balance.enter(deployment, now)
+        trace.begin(deployment, now)
+        try:
+            answer = await ask(deployment)
+        except BaseException as error:  # noqa: BLE001 - raised above when it is no failure of an attempt
+            failure = error
+        else:
+            turn.answered(monotonic())
+            return answer, turn
 
 
 Step = tuple[Deployment, float]

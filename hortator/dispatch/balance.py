@@ -6,14 +6,14 @@ and prices come from outside. It does no I/O and knows nothing of errors but wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from math import exp, inf, log
 from random import Random
 
 import msgspec
 
-from hortator.call import Call, Decision, Deployment, Route
+from hortator.call import Call, Decision, Deployment, ProviderId, Route
 from hortator.dispatch.breaker import Breaker, Limits, State, judge
 from hortator.errors import HortatorError
 
@@ -24,6 +24,9 @@ DECAY_SECONDS = 10.0
 
 _STICKY = frozenset({"least-in-flight", "weighted", "lowest-latency"})
 """Strategies that a session overrides. In the other two the operator has said which deployment comes first, or why."""
+
+
+Suspect = Callable[[ProviderId], None]
 
 
 class Gauge(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,10 +46,15 @@ class Gauge(msgspec.Struct, frozen=True, kw_only=True):
 class Place:
     """What is known about one deployment."""
 
-    __slots__ = ("_answered_at", "breaker", "credit", "deployment", "in_flight", "latency", "picked")
+    __slots__ = ("answered_at", "breaker", "credit", "deployment", "down", "in_flight", "latency", "picked", "suspect")
 
-    def __init__(self, deployment: Deployment, limits: Limits) -> None:
+    def __init__(
+        self, deployment: Deployment, limits: Limits, suspect: Suspect | None = None, down: bool = False
+    ) -> None:
         self.deployment = deployment
+        self.down = down
+        """Its provider did not answer when it was looked at last, and it has not answered since."""
+        self.suspect = suspect
         self.breaker = Breaker(limits)
         self.in_flight = 0
         self.picked = 0
@@ -55,15 +63,15 @@ class Place:
         """What `weighted` owes it, by model."""
         self.latency = 0.0
         """Seconds to the first content, moving average; jumps up at once (peak EWMA). 0 = unknown."""
-        self._answered_at = 0.0
+        self.answered_at = 0.0
 
     def sample(self, seconds: float, now: float) -> None:
         """Take a latency into the average."""
         if seconds >= self.latency:
             self.latency = seconds
         else:
-            self.latency = seconds + (self.latency - seconds) * exp((self._answered_at - now) / DECAY_SECONDS)
-        self._answered_at = now
+            self.latency = seconds + (self.latency - seconds) * exp((self.answered_at - now) / DECAY_SECONDS)
+        self.answered_at = now
 
     def cost(self, now: float) -> float:
         """Return what `lowest-latency` compares: the average times the requests it has.
@@ -72,34 +80,56 @@ class Place:
         """
         if self.in_flight:
             return (self.latency or inf) * (self.in_flight + 1)
-        return self.latency * exp(min(0.0, self._answered_at - now) / DECAY_SECONDS)
+        return self.latency * exp(min(0.0, self.answered_at - now) / DECAY_SECONDS)
 
 
-class Turn:
-    """One attempt at a place. `leave` ends it, always, once."""
+class Turn(msgspec.Struct, gc=False):
+    """One attempt at a place. `leave` ends it, always, once; `done` is `answered` and `leave` at the same moment."""
 
-    __slots__ = ("_begun", "_probe", "place")
-
-    def __init__(self, place: Place, now: float) -> None:
-        self.place = place
-        self._begun = now
-        place.in_flight += 1
-        self._probe = place.breaker.begin(now)
+    place: Place
+    begun: float
+    probe: bool
+    route: int = 0
+    """Where the call's first attempt began: 0 = the model asked for, then its fallbacks."""
 
     def answered(self, now: float) -> None:
         """Its first content is there. The deployment is at work again, though the answer may still break."""
         place = self.place
-        place.sample(now - self._begun, now)
+        place.sample(now - self.begun, now)
+        place.down = False
         if place.breaker.open_until:
             place.breaker.answered()
-            self._probe = False
+            self.probe = False
 
     def leave(self, error: BaseException | None, now: float) -> None:
         """It has ended; `error` is None when all went well."""
         place = self.place
         place.in_flight -= 1
+        breaker = place.breaker
+        if error is None:
+            if breaker.failures or breaker.open_until or self.probe:
+                breaker.end("alive", now, probe=self.probe)
+            return
         pause = error.retry_after or 0.0 if isinstance(error, HortatorError) else 0.0
-        place.breaker.end(judge(error), now, probe=self._probe, pause=pause)
+        verdict = judge(error)
+        breaker.end(verdict, now, probe=self.probe, pause=pause)
+        if verdict == "failed" and place.suspect is not None:
+            place.suspect(place.deployment.provider)
+
+    def done(self, now: float) -> None:
+        """It has answered, and all of the answer is there."""
+        place = self.place
+        breaker = place.breaker
+        if breaker.failures or breaker.open_until or place.down:
+            self.answered(now)
+            self.leave(None, now)
+            return
+        place.in_flight -= 1
+        seconds = now - self.begun
+        if seconds < place.latency:
+            seconds += (place.latency - seconds) * exp((place.answered_at - now) / DECAY_SECONDS)
+        place.latency = seconds
+        place.answered_at = now
 
 
 class Balance:
@@ -117,13 +147,32 @@ class Balance:
         self._prices = prices or {}
         self._places: dict[str, Place] = {}
         self._turns = 0
+        self._down: set[ProviderId] = set()
+        self.suspect: Suspect | None = None
+        """Told of every provider that failed an attempt. Set before the first request, by whoever looks at providers."""
 
     def enter(self, deployment: Deployment, now: float) -> Turn:
         """Start an attempt."""
-        place = self._place(deployment)
-        self._turns += 1
-        place.picked = self._turns
-        return Turn(place, now)
+        place = self._places.get(deployment.id) or self._place(deployment)
+        self._turns = place.picked = self._turns + 1
+        place.in_flight += 1
+        return Turn(place, now, place.breaker.begin(now))
+
+    def begin(self, decision: Decision, call: Call, now: float) -> Turn:
+        """Start a call's first attempt, where `first` says."""
+        candidates = decision.candidates
+        index = 0
+        if len(candidates) == 1 and not decision.fallbacks:
+            deployment = candidates[0]
+        else:
+            index, deployment = self.first(decision, call, now)
+        try:
+            place = self._places[deployment.id]
+        except KeyError:
+            place = self._place(deployment)
+        self._turns = place.picked = self._turns + 1
+        place.in_flight += 1
+        return Turn(place, now, place.breaker.begin(now) if place.breaker.open_until else False, index)
 
     def first(self, decision: Decision, call: Call, now: float) -> tuple[int, Deployment]:
         """Return where a call begins: the index of its route (0 = the model asked for, then `fallbacks`) and the deployment.
@@ -131,10 +180,10 @@ class Balance:
         Places whose breaker does not let it are left out. Where that leaves none at all, the one of the model asked for
         that opens soonest is asked all the same: the client then sees what the provider really says.
         """
-        if len(decision.candidates) == 1 and not decision.fallbacks:
-            return 0, decision.candidates[0]
-        routes: Sequence[Route | Decision] = (decision, *decision.fallbacks)
-        for index, route in enumerate(routes):
+        chosen = self.choose(decision, call, now)
+        if chosen is not None:
+            return 0, chosen
+        for index, route in enumerate(decision.fallbacks, 1):
             chosen = self.choose(route, call, now)
             if chosen is not None:
                 return index, chosen
@@ -142,6 +191,8 @@ class Balance:
 
     def choose(self, route: Route | Decision, call: Call, now: float, tried: Collection[str] = ()) -> Deployment | None:
         """Return the best deployment of `route` that is not `tried` and whose breaker lets it; None = there is none."""
+        if route.strategy == "least-in-flight" and call.session is None and "prompt_cache_key" not in call.body:
+            return self._idlest(route.candidates, now, tried)
         open_to = self.open_to(route, now, tried)
         if len(open_to) <= 1:
             return open_to[0] if open_to else None
@@ -164,14 +215,61 @@ class Balance:
             ).deployment
         return min(places, key=lambda place: (place.in_flight, place.picked)).deployment
 
+    def _idlest(self, candidates: Sequence[Deployment], now: float, tried: Collection[str]) -> Deployment | None:
+        """Return the candidate with the fewest requests; among equals the one asked longest ago.
+
+        The default strategy, so it makes no lists: a candidate costs a look-up and a few comparisons.
+        """
+        places = self._places
+        best: Place | None = None
+        for deployment in candidates:
+            if tried and deployment.id in tried:
+                continue
+            place = places.get(deployment.id) or self._place(deployment)
+            breaker = place.breaker
+            if (breaker.open_until or breaker.paused_until) and not breaker.lets(now):
+                continue
+            if best is None or place.down is not best.down:
+                if best is None or best.down:
+                    best = place
+            elif place.in_flight < best.in_flight or (place.in_flight == best.in_flight and place.picked < best.picked):
+                best = place
+        return None if best is None else best.deployment
+
     def open_to(self, route: Route | Decision, now: float, tried: Collection[str] = ()) -> list[Deployment]:
-        """Return the deployments of `route` that are not `tried` and whose breaker lets a request through."""
-        return [d for d in route.candidates if d.id not in tried and self._place(d).breaker.lets(now)]
+        """Return the deployments of `route` that are not `tried` and whose breaker lets a request through.
+
+        Those whose provider is down are left out as long as there is another.
+        """
+        found = [place for place in self._left(route, tried) if place.breaker.lets(now)]
+        if self._down:
+            found = [place for place in found if not place.down] or found
+        return [place.deployment for place in found]
+
+    def _left(self, route: Route | Decision, tried: Collection[str]) -> list[Place]:
+        return [self._place(deployment) for deployment in route.candidates if deployment.id not in tried]
 
     def soonest(self, route: Route | Decision, tried: Collection[str] = ()) -> Deployment:
         """Return the deployment of `route` that will be let through first."""
         left = [deployment for deployment in route.candidates if deployment.id not in tried]
         return min(left or route.candidates, key=lambda deployment: self._place(deployment).breaker.ready_at)
+
+    def tell(self, provider: ProviderId, up: bool, now: float) -> None:
+        """Take note of what a look at a provider found. While it is down its deployments are asked after all others.
+
+        Once it is up again they are asked again: a breaker that is open lets its probe through at once.
+        """
+        if up is (provider not in self._down):
+            return
+        if up:
+            self._down.discard(provider)
+        else:
+            self._down.add(provider)
+        for place in self._places.values():
+            if place.deployment.provider == provider:
+                place.down = not up
+                if up and place.breaker.open_until:
+                    place.breaker.open_until = min(place.breaker.open_until, now)
 
     def working(self, deployment: Deployment) -> bool:
         """Whether a deployment's breaker is closed, pauses aside."""
@@ -196,7 +294,8 @@ class Balance:
         if place is None:
             if len(self._places) >= MAX_PLACES:
                 self._forget()
-            place = self._places[deployment.id] = Place(deployment, self._limits)
+            down = deployment.provider in self._down
+            place = self._places[deployment.id] = Place(deployment, self._limits, self.suspect, down)
         return place
 
     def _forget(self) -> None:

@@ -45,39 +45,50 @@ class Limits(NamedTuple):
 
 
 class Budget:
-    """The global retry ratio: an outage must not be multiplied. Counts requests and second tries over the last ten seconds."""
+    """The global retry ratio: an outage must not be multiplied. Counts requests and second tries over the last ten seconds.
 
-    __slots__ = ("_limits", "_requests", "_retries", "_second")
+    The current second is counted in plain numbers, the nine before it in lists: a request costs a comparison and a sum.
+    """
+
+    __slots__ = ("_limits", "_requests", "_retries", "_second", "ends", "requests", "retries")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._second = 0
+        self.ends = 0.0
+        """When the current second is over."""
+        self.requests = 0
+        """In the current second."""
+        self.retries = 0
         self._requests = [0] * WINDOW_SECONDS
         self._retries = [0] * WINDOW_SECONDS
 
     def request(self, now: float) -> None:
         """Count a request."""
-        second = int(now)
-        if second != self._second:
-            self._turn(second)
-        self._requests[second % WINDOW_SECONDS] += 1
+        if now >= self.ends:
+            self.turn(now)
+        self.requests += 1
 
     def take(self, now: float) -> bool:
         """Count a second try if there is room for it; return whether there was."""
-        second = int(now)
-        if second != self._second:
-            self._turn(second)
-        room = max(self._limits.floor, self._limits.ratio * sum(self._requests))
-        if sum(self._retries) + 1 > room:
+        if now >= self.ends:
+            self.turn(now)
+        room = max(self._limits.floor, self._limits.ratio * (sum(self._requests) + self.requests))
+        if sum(self._retries) + self.retries + 1 > room:
             return False
-        self._retries[second % WINDOW_SECONDS] += 1
+        self.retries += 1
         return True
 
-    def _turn(self, second: int) -> None:
-        """Forget the seconds that have left the window."""
+    def turn(self, now: float) -> None:
+        """Begin another second: keep the counts of the last one, forget those that have left the window."""
+        second = int(now)
+        place = self._second % WINDOW_SECONDS
+        self._requests[place], self._retries[place] = self.requests, self.retries
+        self.requests = self.retries = 0
         for past in range(max(self._second, second - WINDOW_SECONDS) + 1, second + 1):
             self._requests[past % WINDOW_SECONDS] = self._retries[past % WINDOW_SECONDS] = 0
         self._second = second
+        self.ends = second + 1.0
 
 
 class Retry:

@@ -15,8 +15,8 @@ class Trace:
     """Attempts, usage and times of one call. Times are `time.monotonic()` seconds (a loop's own clock may be coarser)."""
 
     __slots__ = (
-        "_begun",
         "attempts",
+        "begun",
         "complete",
         "deployment",
         "first_byte_at",
@@ -30,7 +30,8 @@ class Trace:
     )
 
     def __init__(self) -> None:
-        self._begun = 0.0
+        self.begun = 0.0
+        """When the current attempt began."""
         self.attempts: list[Attempt] = []
         self.tries = 0
         """Attempts begun, the running one included."""
@@ -57,7 +58,7 @@ class Trace:
 
     def begin(self, deployment: Deployment, now: float) -> None:
         """An attempt at `deployment` starts."""
-        self._begun = now
+        self.begun = now
         self.tries += 1
         self.deployment = deployment
         self.status = None
@@ -71,7 +72,7 @@ class Trace:
                 provider=self.deployment.provider,
                 status=self.status,
                 code=None if error is None else self.failure(error).code,
-                duration_ms=(now - self._begun) * 1000,
+                duration_ms=(now - self.begun) * 1000,
             )
         )
 

@@ -10,7 +10,8 @@ from collections.abc import Awaitable
 from time import monotonic
 
 from hortator.call import Call, Decision, Deployment
-from hortator.dispatch.attempts import Dispatch, carry
+from hortator.dispatch.attempts import Dispatch, begin, go_on
+from hortator.dispatch.balance import Turn
 from hortator.dispatch.estimate import estimated, reported
 from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
@@ -21,11 +22,35 @@ from hortator.wire import refusal
 
 async def carry_whole(dispatch: Dispatch, call: Call, decision: Decision, trace: Trace, deadline: float) -> bytes:
     """Return the body of the first good answer. Raises the error the caller is to get."""
+    turn = begin(dispatch, call, decision, trace)
+    deployment = turn.place.deployment
+    try:
+        body = await _attempt(dispatch.providers[deployment.provider], call, deployment, trace, deadline)
+    except BaseException as error:  # noqa: BLE001 - `go_on` raises what is no failure of an attempt
+        failure = error
+    else:
+        now = trace.first_byte_at or trace.begun
+        trace.end(None, now)
+        turn.done(now)
+        return body
+    return await _carry_on(dispatch, call, decision, trace, deadline, turn, failure)
+
+
+async def _carry_on(
+    dispatch: Dispatch,
+    call: Call,
+    decision: Decision,
+    trace: Trace,
+    deadline: float,
+    turn: Turn,
+    failure: BaseException,
+) -> bytes:
+    """As `carry_whole`, after the first attempt failed. Apart from it, so that a call without trouble makes no closure."""
 
     def ask(deployment: Deployment) -> Awaitable[bytes]:
         return _attempt(dispatch.providers[deployment.provider], call, deployment, trace, deadline)
 
-    body, turn = await carry(dispatch, call, decision, trace, deadline, ask)
+    body, turn = await go_on(dispatch, call, decision, trace, deadline, ask, turn, failure)
     now = monotonic()
     trace.end(None, now)
     turn.leave(None, now)
@@ -35,7 +60,7 @@ async def carry_whole(dispatch: Dispatch, call: Call, decision: Decision, trace:
 async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace: Trace, deadline: float) -> bytes:
     """Ask one deployment once."""
     sent = said(call, provider)
-    begun = monotonic()
+    begun = trace.begun if sent is call else monotonic()
     try:
         reply = await provider.send(sent, deployment, deadline)
         trace.status = reply.status
