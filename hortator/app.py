@@ -79,6 +79,9 @@ class App:
         optional = frozenset(ProviderId(p.id) for p in settings.providers if p.detect)
         self.balance = Balance(_breaker_limits(settings), prices=_prices(settings, prices))
         self._health = Health(remote, optional, self._rebuild_catalogue)
+        if settings.breaker.look:
+            self._health.found = lambda provider, up: self.balance.tell(provider, up, monotonic())
+            self.balance.suspect = self._health.suspect
         self._catalogue: Catalogue
         self._rebuild_catalogue()
         self._root_path = settings.server.root_path

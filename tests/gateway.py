@@ -101,7 +101,7 @@ def document(upstream: Upstream, ports: BadPorts, port: int, changes: dict[str, 
         # Each test plans its own failures at the same deployments: no test's failures keep another from them, and none is
         # asked twice. Tests of just that set their own.
         "retry": {"ratio": 0, "floor": 0},
-        "breaker": {"failures": 0, "max_pause_ms": 0},
+        "breaker": {"failures": 0, "max_pause_ms": 0, "look": False},
         "providers": [
             provider("one", upstream.base_url("one"), "${ONE_KEY}"),
             provider("two", upstream.base_url("two"), "${TWO_KEY}"),

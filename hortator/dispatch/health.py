@@ -1,19 +1,23 @@
 """Asks every provider for its models now and then: is it there, are its credentials good, what does it serve?
 
-`app.py` runs it beside the corridor; `/ready` shows what it found and the catalogue is rebuilt when a model list changes.
-It never stands in a request's way.
+`app.py` runs it beside the corridor; `/ready` shows what it found, the catalogue is rebuilt when a model list changes, and the
+balance asks the deployments of a provider that is down after all others. It never stands in a request's way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
 from typing import Literal, NamedTuple, Protocol
 
 from hortator.call import ProviderId
 from hortator.errors import UpstreamError
 
 CHECK_SECONDS = 30.0
+DOWN_SECONDS = 2.0
+"""So often one that is down, or has just failed a request, is looked at."""
 DEADLINE_SECONDS = 5.0
 
 
@@ -47,6 +51,10 @@ class Health:
         self._providers = providers
         self._optional = optional
         self._changed = changed
+        self.found: Callable[[ProviderId, bool], None] | None = None
+        """Called after each look at a provider, with whether it is up. Set before `run`, by whoever wants to know."""
+        self._suspects: set[ProviderId] = set()
+        self._suspected = asyncio.Event()
         self.states: dict[ProviderId, ProviderHealth] = {key: ProviderHealth() for key in providers}
 
     @property
@@ -59,16 +67,42 @@ class Health:
         """What each provider listed; optional ones that do not answer are left out."""
         return {key: state.models for key, state in self.shown.items()}
 
+    def suspect(self, provider: ProviderId) -> None:
+        """A request to `provider` has failed: look at it soon."""
+        if provider in self._providers and provider not in self._suspects:
+            self._suspects.add(provider)
+            self._suspected.set()
+
     async def run(self) -> None:
-        """Look at all providers, for ever."""
+        """Look at all providers, for ever; at those in trouble as soon as they are, and then every two seconds."""
         while True:
             await self.look()
-            await asyncio.sleep(CHECK_SECONDS)
+            until = monotonic() + CHECK_SECONDS
+            while (left := until - monotonic()) > 0:
+                await asyncio.sleep(min(left, DOWN_SECONDS))
+                if not self._troubled():
+                    await self._suspicion(until)
+                if monotonic() < until:
+                    await self.look(self._troubled())
 
-    async def look(self) -> None:
-        """Look at all providers once."""
+    async def _suspicion(self, until: float) -> None:
+        """Wait for the next suspect, until that moment at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until - monotonic()):
+                await self._suspected.wait()
+
+    def _troubled(self) -> set[ProviderId]:
+        """Return the suspects, and those that are down unless they are optional."""
+        down = {key for key, state in self.states.items() if state.state == "down" and key not in self._optional}
+        return down | self._suspects
+
+    async def look(self, keys: Iterable[ProviderId] | None = None) -> None:
+        """Look once at all providers, or at some."""
         before = self.served
-        await asyncio.gather(*(self._ask(key, provider) for key, provider in self._providers.items()))
+        chosen = list(self._providers if keys is None else keys)
+        self._suspects.difference_update(chosen)
+        self._suspected.clear()
+        await asyncio.gather(*(self._ask(key, self._providers[key]) for key in chosen))
         if self.served != before:
             self._changed()
 
@@ -80,3 +114,5 @@ class Health:
             self.states[key] = ProviderHealth("down", error.code, known)
         else:
             self.states[key] = ProviderHealth("up", None, known if models is None else models)
+        if self.found is not None:
+            self.found(key, self.states[key].state == "up")

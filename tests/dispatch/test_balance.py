@@ -232,3 +232,64 @@ def test_deployments_whose_names_clients_make_up_do_not_fill_the_memory() -> Non
     for number in range(MAX_PLACES + 100):
         break_down(balance, Deployment(id=f"bad/{number}", provider=A.provider, model=str(number)))
     assert len(balance.gauges(0.0)) <= MAX_PLACES
+
+
+@pytest.mark.parametrize("strategy", ["ordered", "least-in-flight", "weighted", "lowest-latency", "cheapest"])
+def test_a_provider_that_is_down_is_asked_last_but_is_asked(strategy: str) -> None:
+    balance = Balance()
+    made = decision(A, B, strategy=strategy, weights=(1, 1))
+    balance.tell(A.provider, False, 0.0)
+    for _ in range(4):
+        turn = balance.begin(made, call(), 0.0)
+        assert turn.place.deployment == B
+        assert balance.choose(made, call(), 0.0, {B.id}) == A, "it is the last, not out"
+        turn.leave(None, 0.0)
+    assert balance.begin(decision(A, strategy=strategy, weights=(1,)), call(), 0.0).place.deployment == A
+    balance.tell(B.provider, False, 0.0)
+    assert balance.choose(made, call(), 0.0) is not None, "nor are all of them out"
+
+
+def test_a_session_leaves_a_provider_that_is_down_and_returns_to_it() -> None:
+    balance, made = Balance(), decision(A, B, strategy="least-in-flight")
+    home = first(balance, made, keyed("s"))
+    balance.tell(home.provider, False, 0.0)
+    assert first(balance, made, keyed("s")) != home
+    balance.tell(home.provider, True, 1.0)
+    assert first(balance, made, keyed("s")) == home
+
+
+@pytest.mark.parametrize("finish", ["done", "answered"])
+def test_an_answer_says_that_a_provider_is_up_after_all(finish: str) -> None:
+    balance, made = Balance(), decision(A, B)
+    balance.tell(A.provider, False, 0.0)
+    assert first(balance, made) == B
+    getattr(balance.enter(A, 0.0), finish)(1.0)
+    assert first(balance, made) == A
+
+
+def test_a_provider_that_is_back_is_probed_at_once() -> None:
+    balance, made = Balance(), decision(A, B)
+    balance.tell(A.provider, False, 0.0)
+    break_down(balance, A)
+    balance.tell(A.provider, True, 5.0)
+    assert first(balance, made, now=5.0) == A
+    probe = balance.enter(A, 5.0)
+    assert first(balance, made, now=5.0) == B, "one request at a time"
+    probe.done(6.0)
+    assert first(balance, made, now=6.0) == A
+
+
+def test_failures_make_a_provider_suspect_and_client_errors_do_not() -> None:
+    balance, suspects = Balance(), list[str]()
+    balance.suspect = suspects.append
+    balance.enter(A, 0.0).leave(DOWN, 0.0)
+    balance.enter(B, 0.0).leave(refusal(400), 0.0)
+    assert suspects == [A.provider]
+
+
+def test_done_is_answered_and_left() -> None:
+    one, two = Balance(), Balance()
+    for begun, seconds in ((0.0, 1.0), (2.0, 0.2), (5.0, 3.0)):
+        answered(one, A, begun, seconds)
+        two.enter(A, begun).done(begun + seconds)
+        assert one.gauges(9.0) == two.gauges(9.0)
