@@ -1,6 +1,6 @@
 """How much work a request asks for: a score from 0 to 1, the path it points to, and why (R-000-31 to 39, readings C-15 and C-16).
 
-Routing will ask it which tier of model a request without a named model deserves; nothing calls it yet. `features.py` finds what the
+Routing asks it which tier of model a request without a named model deserves; `features.py` finds what the
 last user turn asks and describes it; a small linear model, trained by training/complexity/train.py, weighs the features for each path.
 Plain Python and deterministic: the same messages give the same score. It never sees the store, providers or HTTP, and never calls a
 model.
@@ -74,10 +74,10 @@ def score(
             weighed.append(("word " + word, 1.0, _MODEL.words[word]))
     fast, standard, complex_ = _chances(weighed)
     scored = _scored(fast, standard, complex_)
-    usual = _path(scored, FAST_BELOW, COMPLEX_FROM)
+    usual = path_for(scored, FAST_BELOW, COMPLEX_FROM)
     return Complexity(
         score=scored,
-        path=_path(scored, fast_below, complex_from),
+        path=path_for(scored, fast_below, complex_from),
         confidence=round(max(fast, standard, complex_), 4),
         reasons=_reasons(weighed, usual),
         features={name: value for name, value, _ in weighed},
@@ -87,9 +87,11 @@ def score(
 def _chances(weighed: list[Weighed]) -> tuple[float, float, float]:
     """The probability of each path."""
     fast = standard = complex_ = 0.0
-    for _, value, (to_fast, to_standard, to_complex) in sorted(
-        weighed
-    ):  # a sum of floats depends on its order, a set has none
+    for _, value, (
+        to_fast,
+        to_standard,
+        to_complex,
+    ) in weighed:  # in the order they were found: sums of floats depend on it
         fast += to_fast * value
         standard += to_standard * value
         complex_ += to_complex * value
@@ -111,7 +113,8 @@ def _scored(fast: float, standard: float, complex_: float) -> float:
     return round(value, 4)
 
 
-def _path(scored: float, fast_below: float, complex_from: float) -> Path:
+def path_for(scored: float, fast_below: float = FAST_BELOW, complex_from: float = COMPLEX_FROM) -> Path:
+    """The path a score means (R-000-34): below the first cut point fast, from the second on complex, else standard."""
     if scored < fast_below:
         return "fast"
     return "complex" if scored >= complex_from else "standard"

@@ -19,8 +19,10 @@ CAP_HEAD, CAP_TAIL = 1_400, 800
 """Characters kept of a turn: its beginning and its end."""
 PROSE_HEAD, PROSE_TAIL = 400, 250
 """Characters kept of what is left after pasted matter is set aside."""
-MAX_TOKENS: Final = 72
+MAX_TOKENS: Final = 48
 """Words looked at: three quarters from the beginning, the rest from the end."""
+_SENTENCE_COST = 5
+"""A shorter sentence counts as so many words."""
 _MAX_TURNS = 60
 """Messages looked at, from the end."""
 
@@ -68,11 +70,11 @@ class Sentence(NamedTuple):
 _WANTED = (
     "user_query|user_message|user_request|user_input|task|query|question|request|feedback|instructions?|prompt|human"
 )
-_WANTED_TAG = re.compile(rf"<({_WANTED})>\s*(.*?)\s*</\1>", re.DOTALL | re.IGNORECASE)
+_WANTED_END = re.compile(rf"</({_WANTED})>", re.IGNORECASE)
 _OTHER_TAG = re.compile(r"<([a-zA-Z][\w-]*)(?:\s[^<>]*)?>.*?</\1>", re.DOTALL)
 _OPEN_TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 _LABEL = re.compile(
-    r"\n\W{0,4}(?:user(?:'s)? |my )?(?:request|question|query|task|instructions?|message|user|human)\W{0,3}:\s*",
+    r"\n[#*>_\[ -]{0,4}(?:user(?:'s)? |my )?(?:request|question|query|task|instructions?|message|user|human)\W{0,3}:\s*",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"```.*?(?:```|$)|~~~.*?(?:~~~|$)", re.DOTALL)
@@ -83,8 +85,8 @@ _JSON_MATTER = re.compile(
 _JSON_SAID = re.compile(r'"content"\s*:\s*"((?:[^"\\]|\\.){1,400})"')
 _JSON_MARKS = re.compile(r'[{}\[\]":_]+')
 _QUOTE = re.compile(
-    r'"[^"\n]{1,240}"|“[^”]{1,240}”|„[^“”]{1,240}[“”]|«[^»]{1,240}»|`[^`\n]{1,160}`|「[^」]{1,120}」|『[^』]{1,120}』'
-    r"|['‘](?<!\w['‘])[^'’\n]{1,160}['’](?!\w)"
+    r"""["“„«`「『'‘](?:(?<=")[^"\n]{1,240}"|(?<=“)[^”]{1,240}”|(?<=„)[^“”]{1,240}[“”]|(?<=«)[^»]{1,240}»|(?<=`)[^`\n]{1,160}`"""
+    r"""|(?<=「)[^」]{1,120}」|(?<=『)[^』]{1,120}』|(?<=['‘])(?<!\w['‘])[^'’\n]{1,160}['’](?!\w))"""
 )
 _PASTED = re.compile(
     r"\[?\d{4}[-/]\d\d[-/]\d\d|\[?\d\d:\d\d:\d\d|\[\w+\] |\{\"|\[[{\[\"]|(?:INFO|WARN|WARNING|ERROR|DEBUG|FATAL|TRACE)\b"
@@ -96,6 +98,11 @@ _PASTED = re.compile(
 )
 _BULLET = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.)]|\(?[a-z][.)])\s+\S")
 _YAML_ITEM = re.compile(r"\s*- [\w.-]+:(?: \S+)?$")
+_MAX_TAGS = 40
+"""With more, a text is marked-up matter; looking for the ends of its tags would take time that grows with their square."""
+_MAX_PARTS = 16
+"""Parts of a message looked at: half from the beginning, half from the end."""
+_SPACED = re.compile(r"(?:\S +){5,}\S(?!\S)")
 _INLINE_ITEM = re.compile(r"(?<!\w)[1-9a-h][.)]\s")
 
 
@@ -105,8 +112,9 @@ def _text(content: object) -> str:
         return content
     if not isinstance(content, Sequence):
         return ""
+    parts = content if len(content) <= _MAX_PARTS else [*content[: _MAX_PARTS // 2], *content[-_MAX_PARTS // 2 :]]
     texts = [
-        part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") in ("text", "input_text")
+        part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") in ("text", "input_text")
     ]
     return "\n".join(text for text in texts if isinstance(text, str))
 
@@ -115,16 +123,29 @@ def _capped(text: str, head: int, tail: int) -> str:
     return text if len(text) <= head + tail else text[:head] + "\n" + text[-tail:]
 
 
+def _wanted(text: str) -> str | None:
+    """What stands in the last tag that a tool puts around what the user typed."""
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        return None
+    for end in reversed(list(_WANTED_END.finditer(lowered))):
+        opening = f"<{end.group(1)}>"
+        start = lowered.rfind(opening, 0, end.start())
+        if start >= 0:
+            return text[start + len(opening) : end.start()].strip()
+    return None
+
+
 def _unwrapped(text: str) -> str:
     """Without the tags and labels that tools put around what the user typed."""
     if "</" in text:
-        wanted = [found.group(2) for found in _WANTED_TAG.finditer(text)]
-        if wanted:
-            text = wanted[-1]
-        else:
+        wanted = _wanted(text)
+        if wanted is not None:
+            text = wanted
+        elif text.count("<") <= _MAX_TAGS:
             rest = _OPEN_TAG.sub(" ", _OTHER_TAG.sub("\n", text))
             text = rest if len(rest.strip()) > 2 else _OPEN_TAG.sub(" ", text)
-    if len(text) > 200:
+    if len(text) > 200 and ":" in text:
         end = 0
         for found in _LABEL.finditer("\n" + text):
             end = found.end() - 1
@@ -192,13 +213,13 @@ def _user_prose(raw: str) -> Ask:
     unquoted, quotes = _QUOTE.subn(" \u00a4 ", prose)
     if quotes and len(unquoted.replace("\u00a4", "").strip(" .?!\n")) < 2:
         unquoted = prose
-    unquoted, payload = _without_payload(plain(unquoted))
+    unquoted, payload = _without_payload(_narrowed(_joined(plain(unquoted))))
     return Ask(unquoted, quotes, aside, code, payload, bullets)
 
 
 _ASIDE_KINDS = LEXICON.mask("define", "micro", "mention")
 _PAYLOAD_HEADS = frozenset(
-    "classify extract label tag sentiment detect count summarize summarise tl tldr paraphrase rephrase reword categorize repeat echo question".split()
+    "classify extract label tag sentiment detect count upper lower case uppercase lowercase format sort alphabetical duplicate duplicates transcribe summarize summarise tl tldr paraphrase rephrase reword categorize repeat echo question".split()
 )
 
 
@@ -226,6 +247,25 @@ def _asks(sentence: Sentence) -> bool:
     return sentence.direct and not sentence.kinds[0] & _PERSONA
 
 
+_ONLY = re.compile(
+    r"\b(?:(?:just|only|simply) (?:tell me|answer|say|need to know|want to know|give me)|all i (?:need|want)(?: to know)? is"
+    r"|(?:for now|right now|today),? (?:i )?(?:just|only))\b:?"
+)
+
+
+def _narrowed(prose: str) -> str:
+    """Only what is asked for in the end, of "don't build the platform, just tell me ...\"."""
+    found = _ONLY.search(prose)
+    return prose[found.end() :] if found and len(prose) - found.end() > 8 else prose
+
+
+def _joined(prose: str) -> str:
+    """Letters that were set apart (`w h a t   t i m e`) as words again."""
+    if _SPACED.match(prose) is None:
+        return prose
+    return " ".join(word.replace(" ", "") for word in re.split(r" {2,}", prose))
+
+
 def _without_payload(prose: str) -> tuple[str, bool]:
     """Drop what stands after the colon of "translate into French: ..."; it is matter to work on, not something asked."""
     colon = prose.find(":", 0, 200)
@@ -245,7 +285,7 @@ def read(messages: Iterable[Message]) -> Ask:
     turns: list[tuple[str, str]] = []
     users = 0
     for message in islice(reversed(list(messages)), _MAX_TURNS):
-        role = message.get("role")
+        role = message.get("role") if isinstance(message, Mapping) else None
         if role in ("user", "assistant") and (text := _text(message.get("content"))) and not text.isspace():
             turns.append((str(role), text))
             users += role == "user"
@@ -298,7 +338,10 @@ _INTENTS = LEXICON.mask(
 _CREATES = LEXICON.mask("build", "design", "transform", "research", "plan")
 _REQUEST, _PERSONA = LEXICON.mask("request"), LEXICON.mask("persona")
 _SKIPPED = _FILLER | _REQUEST | _SOCIAL
-_STOP = re.compile(r"([.!](?=\s|$)|[?？؟;。！।\n]|: (?=(?:who|what|when|where|which|how|is|are|was|does|did|why)\b))")
+# Expressions that search begin with the characters they look for, which makes them several times faster than a choice would.
+_STOP = re.compile(
+    r"([.!?？؟;。！।\n:](?:(?<=[.!])(?=\s|$)|(?<=[?？؟;。！।\n])|(?<=:)(?= (?:who|what|when|where|which|how|is|are|was|does|did|why)\b)))"
+)
 
 
 def _sentences(prose: str) -> list[Sentence]:
@@ -311,7 +354,7 @@ def _sentences(prose: str) -> list[Sentence]:
         words = LEXICON.tokens(piece)
         if words:
             found.append((words, stop in ("?", "？", "؟")))
-            total += len(words)
+            total += max(len(words), _SENTENCE_COST)
     if total > MAX_TOKENS:
         found = _within_budget(found)
     return [_sentence(words, question) for words, question in found]
@@ -324,7 +367,7 @@ def _within_budget(found: list[tuple[list[str], bool]]) -> list[tuple[list[str],
     while at < len(found) and room > 0:
         words, question = found[at]
         kept.append((words[:room], question))
-        room -= len(words)
+        room -= max(len(words), _SENTENCE_COST)
         at += 1
     tail: list[tuple[list[str], bool]] = []
     room = MAX_TOKENS // 4
@@ -332,7 +375,7 @@ def _within_budget(found: list[tuple[list[str], bool]]) -> list[tuple[list[str],
         if room <= 0:
             break
         tail.append((words[-room:], question))
-        room -= len(words)
+        room -= max(len(words), _SENTENCE_COST)
     return kept + tail[::-1]
 
 
@@ -393,7 +436,7 @@ _FACT, _THOUGHT = LEXICON.mask("fact", "whatis"), LEXICON.mask("judge", "explain
 _MENTION, _DEFINE = LEXICON.mask("mention"), LEXICON.mask("define")
 _LARGE_ACT = LEXICON.mask("design", "transform", "research")
 _SILENT = LEXICON.mask("filler", "request", "persona", "people")
-_NUMBER = re.compile(r"(?<![\w.])(\d{1,3}(?:,\d{3})+|\d{1,9})\s?(k|m|million|billion|thousand|tb|gb)?(?!\w)")
+_NUMBER = re.compile(r"(\d(?<![\w.]\d)(?:\d{0,2}(?:,\d{3})+|\d{0,8}))\s?(k|m|million|billion|thousand|tb|gb)?(?!\w)")
 _OPENERS = frozenset("is are was were do does did has have had will should am isn aren".split())
 
 
@@ -405,7 +448,8 @@ def describe(ask: Ask) -> tuple[Features, list[str]]:
         features["empty"] = 1.0
         return features, []
     asking = [one for one in sentences if _asks(one)]
-    if not asking and not ask.follows and not _THANKS.isdisjoint(sentences[0].words[:2]):
+    social = not asking and not ask.follows and not _THANKS.isdisjoint(sentences[0].words[:2])
+    if social and not any(one.mask & (_BIG_MASK | _REACH_MASK) for one in sentences):
         features["only social"] = 1.0
         return features, []
     background = [one for one in sentences if one not in asking] if asking else []
