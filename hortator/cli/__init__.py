@@ -1,4 +1,4 @@
-"""The command line: `hortator serve | check | keys | tenants | models | migrate | usage`, one file a command.
+"""The command line: `hortator serve | check | keys | tenants | models | migrate | usage | router`, one file a command.
 
 Commands read the settings and call the rooms; they print for people on stderr and for programs on stdout.
 """
@@ -12,6 +12,7 @@ from hortator.cli.check import check
 from hortator.cli.keys import keys
 from hortator.cli.migrate import migrate
 from hortator.cli.models import models
+from hortator.cli.router import router
 from hortator.cli.serve import serve
 from hortator.cli.tenants import tenants
 from hortator.cli.usage import usage
@@ -23,5 +24,5 @@ def main() -> None:
     """One endpoint in front of many models."""
 
 
-for command in (serve, check, keys, tenants, models, migrate, usage):
+for command in (serve, check, keys, tenants, models, migrate, usage, router):
     main.add_command(command)

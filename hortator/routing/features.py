@@ -284,8 +284,11 @@ def read(messages: Iterable[Message]) -> Ask:
     """
     turns: list[tuple[str, str]] = []
     users = 0
-    for message in islice(reversed(list(messages)), _MAX_TURNS):
-        role = message.get("role") if isinstance(message, Mapping) else None
+    whole: list[object] = list(messages)
+    for message in islice(reversed(whole), _MAX_TURNS):
+        if not isinstance(message, Mapping):
+            continue
+        role = message.get("role")
         if role in ("user", "assistant") and (text := _text(message.get("content"))) and not text.isspace():
             turns.append((str(role), text))
             users += role == "user"
