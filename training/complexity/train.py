@@ -2,8 +2,8 @@
 
 A ridge-penalised multinomial logistic model over the features of hortator/routing/features.py and the words that several groups use.
 Fitted by Newton's method to convergence, so the result does not depend on a seed; weights are rounded, so the file comes out the same
-byte for byte. `--report` prints figures from leave-groups-out cross-validation, `--adversarial` the figure on adversarial.jsonl,
-which is never trained on. Needs numpy; the product does not.
+byte for byte. `--report` prints figures from leave-groups-out cross-validation, `--adversarial` those on the held-out files,
+which are never trained on. Needs numpy; the product does not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hortator.routing.features import describe, read
 HERE = Path(__file__).parent
 OUTPUT = HERE.parents[1] / "hortator" / "routing" / "data" / "complexity.json"
 PATHS = ("fast", "standard", "complex")
+HELD_OUT = ("adversarial", "adversarial-2")
 FOLDS = 12
 FEATURE_PENALTY, WORD_PENALTY = 1.0, 2.0
 ROUNDS = 200
@@ -151,8 +152,9 @@ def main() -> None:
         return
     model = Model(requests, list(range(len(requests.records))))
     if "--adversarial" in sys.argv:
-        unseen = Requests(HERE / "adversarial.jsonl")
-        print_figures("adversarial", unseen, model.predict(unseen, list(range(len(unseen.records))))[0])
+        for name in HELD_OUT:
+            unseen = Requests(HERE / f"{name}.jsonl")
+            print_figures(name, unseen, model.predict(unseen, list(range(len(unseen.records))))[0])
         return
     weights = [[round(float(weight), 3) for weight in column] for column in model.weights.T]
     data = {
