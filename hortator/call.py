@@ -143,6 +143,10 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None
     """Our error code; None when it succeeded."""
     duration_ms: float
+    usage: Usage = UNKNOWN_USAGE
+    """What this attempt took. Unknown where no answer began: providers do not charge for refusals."""
+    response_model: str | None = None
+    """The model name in its reply."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ class Trace:
         self.status: int | None = None
         """The upstream's HTTP status in the current attempt, None while there is none."""
         self.response_model: str | None = None
+        """Of the current attempt, like `usage`."""
         self.usage: Usage = UNKNOWN_USAGE
         self.waited = 0.0
         """Seconds spent waiting for upstreams (of a stream: until its first content)."""
@@ -62,6 +63,9 @@ class Trace:
         self.tries += 1
         self.deployment = deployment
         self.status = None
+        if self.attempts:
+            self.usage = UNKNOWN_USAGE
+            self.response_model = None
 
     def end(self, error: BaseException | None, now: float) -> None:
         """The attempt has ended; `error` is None when it answered."""
@@ -73,6 +77,8 @@ class Trace:
                 status=self.status,
                 code=None if error is None else self.failure(error).code,
                 duration_ms=(now - self.begun) * 1000,
+                usage=self.usage,
+                response_model=self.response_model,
             )
         )
 
