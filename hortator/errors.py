@@ -46,6 +46,8 @@ class HortatorError(Exception):
     retryable: ClassVar[bool] = False
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """Headers that the reply needs besides those every error gets; names in small letters."""
+    attempts: tuple[tuple[str, int | None, str], ...] = ()
+    """What was tried before the error was told, where more than one attempt was: deployment id, the upstream's status, our code."""
 
     def __init__(
         self,

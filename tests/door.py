@@ -54,7 +54,9 @@ def envelope(document: Any) -> dict[str, Any]:
     """Check the OpenAI error envelope and return the object in it."""
     assert list(document) == ["error"], document
     error: dict[str, Any] = document["error"]
-    assert set(error) == {"message", "type", "param", "code"}, error
+    assert set(error) - {"attempts"} == {"message", "type", "param", "code"}, error
+    for attempt in error.get("attempts", ()):
+        assert set(attempt) == {"model", "status", "code"}, error
     assert isinstance(error["message"], str)
     assert error["message"]
     assert isinstance(error["type"], str)

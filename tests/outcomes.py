@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from hortator.call import (
+    UNKNOWN_USAGE,
     Attempt,
     Deployment,
     KeyHash,
@@ -46,7 +47,7 @@ def outcome(number: int = 0, **changes: Any) -> Outcome:
     return Outcome(**{**values, **changes})
 
 
-def attempt(status: int | None = 200, code: str | None = None) -> Attempt:
+def attempt(status: int | None = 200, code: str | None = None, usage: Usage = UNKNOWN_USAGE) -> Attempt:
     """One try at the deployment of `outcome`."""
     return Attempt(
         deployment="groq/llama-3.1-8b-instant",
@@ -54,4 +55,5 @@ def attempt(status: int | None = 200, code: str | None = None) -> Attempt:
         status=status,
         code=code,
         duration_ms=122.9,
+        usage=usage,
     )

@@ -19,10 +19,12 @@ JSON = (b"content-type", b"application/json")
 
 
 def body(error: HortatorError) -> bytes:
-    """Return the OpenAI error object of an error."""
-    return msgspec.json.encode(
-        {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
-    )
+    """Return the OpenAI error object of an error. Where several attempts failed it lists them."""
+    content = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    if error.attempts:
+        tries = [{"model": model, "status": status, "code": code} for model, status, code in error.attempts]
+        return msgspec.json.encode({"error": {**content, "attempts": tries}})
+    return msgspec.json.encode({"error": content})
 
 
 def headers(error: HortatorError) -> Headers:

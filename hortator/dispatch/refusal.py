@@ -88,12 +88,21 @@ def may_go_elsewhere(error: HortatorError) -> bool:
 def final(failures: Sequence[tuple[str, HortatorError]]) -> HortatorError:
     """Return the one error for a call whose candidates all failed; `failures` holds (deployment id, error), in order.
 
-    One deployment, or all alike: the last error, with its true status and Retry-After. Otherwise 502 with the attempts listed.
+    One deployment, or all alike: the last error, with its true status and Retry-After. Otherwise a 502 of our own. Either way it
+    lists the attempts where there were several.
     """
     last = failures[-1][1]
     deployments = {deployment for deployment, _ in failures}
     kinds = {(error.status, error.code) for _, error in failures}
     if isinstance(last, TotalTimeout) or len(deployments) == 1 or len(kinds) == 1:
-        return last
-    listed = ", ".join(f"{deployment}: {error.code}" for deployment, error in failures)
-    return UpstreamError(f"All deployments failed ({listed}).", code="all_deployments_failed")
+        error = last
+    else:
+        listed = ", ".join(f"{deployment}: {error.code}" for deployment, error in failures)
+        error = UpstreamError(f"All deployments failed ({listed}).", code="all_deployments_failed")
+    if len(failures) > 1:
+        error.attempts = tuple((deployment, _upstream_status(failed), failed.code) for deployment, failed in failures)
+    return error
+
+
+def _upstream_status(error: HortatorError) -> int | None:
+    return error.upstream_status if isinstance(error, UpstreamRefused) else None

@@ -18,7 +18,7 @@ from hortator.dispatch.estimate import estimated, reported
 from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
 from hortator.dispatch.translation import reader, said
-from hortator.errors import HortatorError, InvalidReply, TruncatedStream
+from hortator.errors import HortatorError, InvalidReply, TruncatedStream, UpstreamRefused
 from hortator.providers.base import Reply
 from hortator.wire import refusal
 from hortator.wire.chat_stream import KEEP_ALIVE, ErrorEvent
@@ -165,10 +165,10 @@ class Stream:
         """Note the end of the answering attempt and its usage."""
         trace, answer = self._trace, self._reader
         now = monotonic()
-        trace.end(error, now)
-        turn.leave(error, now)
         trace.response_model = answer.model
         trace.usage = reported(answer.usage) if answer.usage else estimated(self._call, answer.text_length)
+        trace.end(error, now)
+        turn.leave(error, now)
         trace.complete = self.ended and error is None
 
     async def _drain(self, reply: Reply) -> None:
@@ -259,8 +259,7 @@ class Stream:
                 if self._reader.failure is not None and not self._reader.committed:
                     raise self._failure()
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                trace.usage = estimated(self._call, None)
+            self._note_usage(error)
             self._drop()
             raise
         finally:
@@ -269,6 +268,18 @@ class Stream:
         trace.first_byte_at = now
         trace.headers = passed_headers(reply.headers)
         return held
+
+    def _note_usage(self, error: BaseException) -> None:
+        """Note what an attempt took that failed before its content: what it reported, or an estimate where an answer broke off."""
+        trace, answer = self._trace, self._reader
+        if self._reply is not None and 200 <= self._reply.status < 300:
+            trace.response_model = answer.model
+            if answer.usage:
+                trace.usage = reported(answer.usage)
+            elif not isinstance(error, UpstreamRefused):
+                trace.usage = estimated(self._call, answer.text_length)
+        if trace.usage.source == "unknown" and isinstance(error, asyncio.CancelledError):
+            trace.usage = estimated(self._call, None)
 
     def _drop(self) -> None:
         """Forget a failed candidate's reply."""

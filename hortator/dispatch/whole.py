@@ -16,7 +16,8 @@ from hortator.dispatch.estimate import estimated, reported
 from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
 from hortator.dispatch.translation import answered, checked, said
-from hortator.providers.base import Provider
+from hortator.errors import InvalidReply
+from hortator.providers.base import Provider, Reply
 from hortator.wire import refusal
 
 
@@ -61,6 +62,7 @@ async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace
     """Ask one deployment once."""
     sent = said(call, provider)
     begun = trace.begun if sent is call else monotonic()
+    reply: Reply | None = None
     try:
         reply = await provider.send(sent, deployment, deadline)
         trace.status = reply.status
@@ -68,18 +70,25 @@ async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace
             body = await reply.read()
         finally:
             reply.close()
-    except asyncio.CancelledError:
-        trace.usage = estimated(call, None)
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) or (reply is not None and reply.status < 300):
+            trace.usage = estimated(call, None)
         raise
     finally:
         ended = monotonic()
         trace.waited += ended - begun
     if not 200 <= reply.status < 300:
         raise refused(provider, reply.status, reply.headers, refusal.read(body))
-    answer = checked(sent, body)
+    try:
+        answer = checked(sent, body)
+    except InvalidReply:
+        trace.usage = estimated(call, len(body))
+        raise
     if answer.error:
-        error = refusal.read_object(answer.error)
-        raise refused(provider, error.status or 502, reply.headers, error)
+        if answer.usage:
+            trace.usage = reported(answer.usage)
+        refusing = refusal.read_object(answer.error)
+        raise refused(provider, refusing.status or 502, reply.headers, refusing)
     trace.first_byte_at = ended
     trace.response_model = answer.model
     trace.headers = passed_headers(reply.headers)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import uuid_utils
 
-from hortator.call import Outcome, Usage
+from hortator.call import Attempt, Outcome, Usage
 from hortator.ledger.prices import FREE, Price, PriceBook
 from hortator.store.tables import MONEY_SCALE
 from hortator.store.usage import UsageRow
@@ -21,6 +21,33 @@ _UNITS = 10**MONEY_SCALE
 _ENCODER = msgspec.json.Encoder()
 MAX_TOKENS = 2**31
 """A count beyond this is an upstream's mistake and recorded as unknown."""
+
+
+class AttemptRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """One of `metadata.attempts`. `cost` is in US dollars; it and the tokens are missing where they are not known."""
+
+    deployment: str
+    provider: str
+    status: int | None
+    code: str | None
+    duration_ms: float
+    usage: str = "unknown"
+    """Where the tokens are from: `reported`, `estimated`, `unknown`."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cost: str | None = None
+
+
+class Cost(NamedTuple):
+    """What a call or an attempt cost, and by which price."""
+
+    state: str
+    amount: int | None
+    """In 1e-10 dollars; None when it is not known."""
+    price: Price | None
 
 
 class Served(NamedTuple):
@@ -49,7 +76,7 @@ class Recorder:
         usage = _plausible(outcome.usage)
         tokens, output = usage.input, usage.output
         served = self._serving(outcome)
-        state, cost, price = self._cost(outcome, usage)
+        (state, cost, price), attempts = self._costs(outcome, usage)
         latency_ms, overhead_ms, first_byte_ms = outcome.latency_ms, outcome.overhead_ms, outcome.first_byte_ms
         return UsageRow(
             event_id=uuid_utils.uuid7().hex,
@@ -70,7 +97,7 @@ class Recorder:
             complete=outcome.complete,
             token_count=None if tokens is None or output is None else tokens + output,
             compute_seconds=int(max(0.0, latency_ms - overhead_ms) * 1000 + 0.5) / 1_000_000,
-            metadata=_metadata(outcome),
+            metadata=_metadata(outcome, attempts),
             model_served=served.model,
             provider=served.provider,
             deployment=served.deployment,
@@ -85,16 +112,36 @@ class Recorder:
             error_code=None if outcome.code is None else _text(outcome.code, 100),
         )
 
-    def _cost(self, outcome: Outcome, usage: Usage) -> tuple[str, int | None, Price | None]:
-        """Price state, cost in 1e-10 dollars, and the price used. A call that no upstream saw is free."""
+    def _costs(self, outcome: Outcome, usage: Usage) -> tuple[Cost, list[AttemptRecord]]:
+        """Price the call and its attempts: the call costs what its attempts do. A call that no upstream saw is free.
+
+        The last attempt's usage is the call's. Where its cost is not known, that of the others still counts.
+        """
         deployment = outcome.deployment
-        if deployment is None or not outcome.attempts:
-            return "free", 0, FREE
-        price = self._prices.price(deployment.provider, deployment.model, outcome.response_model, outcome.received_at)
+        tries = outcome.attempts
+        if deployment is None or not tries:
+            return Cost("free", 0, FREE), []
+        cost = self._cost(deployment.provider, deployment.model, outcome.response_model, outcome.received_at, usage)
+        records = [_attempt(tries[-1], usage, cost.amount)]
+        for attempt in tries[-2::-1]:
+            took = _plausible(attempt.usage)
+            model = attempt.deployment.partition("/")[2]
+            own = self._cost(attempt.provider, model, attempt.response_model, outcome.received_at, took)
+            if own.amount is not None and took.source != "unknown":
+                cost = Cost(cost.state, cost.amount + own.amount, cost.price) if cost.amount is not None else own
+                records.append(_attempt(attempt, took, own.amount))
+            else:
+                records.append(_attempt(attempt, took, None))
+        records.reverse()
+        return cost, records
+
+    def _cost(self, provider: str, model: str, response_model: str | None, at: float, usage: Usage) -> Cost:
+        """Price one attempt."""
+        price = self._prices.price(provider, model, response_model, at)
         cost = None if price is None else price.cost(usage)
         if price is None or cost is None:
-            return "unpriced", None, price
-        return price.state, round(cost * _UNITS), price
+            return Cost("unpriced", None, price)
+        return Cost(price.state, round(cost * _UNITS), price)
 
     def _serving(self, outcome: Outcome) -> Served:
         """Who answered, as text for the columns. The same few come again and again: at most 4,096 are remembered."""
@@ -122,10 +169,28 @@ class Recorder:
         return f"{self._second_text}.{int((at - second) * 1e6):06d}"
 
 
-def _metadata(outcome: Outcome) -> str:
+def _attempt(attempt: Attempt, usage: Usage, cost: int | None) -> AttemptRecord:
+    """Return what is kept of an attempt that took `usage` and cost `cost` 1e-10 dollars."""
+    return AttemptRecord(
+        deployment=attempt.deployment,
+        provider=attempt.provider,
+        status=attempt.status,
+        code=attempt.code,
+        duration_ms=attempt.duration_ms,
+        usage=usage.source,
+        input_tokens=usage.input,
+        output_tokens=usage.output,
+        cached_tokens=usage.cached,
+        reasoning_tokens=usage.reasoning,
+        cache_write_tokens=usage.cache_write,
+        cost=None if cost is None else f"{cost // _UNITS}.{cost % _UNITS:0{MONEY_SCALE}d}",
+    )
+
+
+def _metadata(outcome: Outcome, attempts: list[AttemptRecord]) -> str:
     """The attempts, one by one, and what the gateway noted beside them (at most 32 notes)."""
     notes = outcome.metadata
-    content: dict[str, object] = {"attempts": outcome.attempts}
+    content: dict[str, object] = {"attempts": attempts}
     if notes:
         content |= {_text(name, 100): _text(notes[name], 1000) for name in list(notes)[:32] if name != "attempts"}
     return _ENCODER.encode(content).decode()

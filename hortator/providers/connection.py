@@ -24,6 +24,8 @@ MAX_HEAD = 64 * 1024
 MAX_HEADERS = 256
 MAX_BODY = 64 * 1024 * 1024
 """What `read` accepts when it is not told otherwise, bytes."""
+MAX_ERROR_BODY = 1024 * 1024
+"""What it takes of a reply that is not 2xx; the rest is cut off, as its status says enough."""
 SLICE = 256 * 1024
 """A request up to this size is one write; a longer body follows in slices of this size as the socket takes them."""
 
@@ -96,8 +98,14 @@ class UpstreamResponse:
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Callable[[bytes], bool] | None = None
 
-    async def read(self, limit: int = MAX_BODY) -> bytes:
-        """Return the whole body, at most `limit` bytes. Raises UpstreamError (InvalidReply when it is longer)."""
+    async def read(self, limit: int | None = None) -> bytes:
+        """Return the whole body. Raises UpstreamError: InvalidReply when it is longer than `limit` (`MAX_BODY`) bytes.
+
+        Without a limit an error's body is cut after `MAX_ERROR_BODY` bytes instead.
+        """
+        cut = limit is None and not 200 <= self.status < 300
+        if limit is None:
+            limit = MAX_ERROR_BODY if cut else MAX_BODY
         self._whole = True
         self._capacity = limit
         if self._connection is not None and self._size <= limit:
@@ -107,7 +115,10 @@ class UpstreamResponse:
         if self._error is not None:
             raise self._error
         if self._size > limit:
+            body = b"".join(self._pieces)[:limit]
             self.close()
+            if cut:
+                return body
             raise _too_long(limit)
         pieces, self._pieces, self._size = self._pieces, [], 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -245,7 +245,7 @@ class LocalModel:
         upstream = Upstream(limits=PoolLimits(per_host=self._room + SPARE_THREADS, max_idle=self._room))
         try:
             port = await child.port(self._start_timeout)
-            origin = Origin("http", "127.0.0.1", port)
+            origin = Origin("http", "127.0.0.1", port, "the embedded model")
             authorization = (b"authorization", b"Bearer " + key.encode())
             content_type = (b"content-type", b"application/json")
             self._serving = Serving(

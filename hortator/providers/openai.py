@@ -63,7 +63,7 @@ class OpenAIProvider:
         self.dialects = dialects
         self._upstream = upstream
         self._timeouts = timeouts
-        self._origin = Origin.of(base_url)
+        self._origin = Origin.of(base_url, id)
         self._secrets = tuple(_secrets(api_key, headers or {}))
         pairs = [(b"content-type", b"application/json"), (b"user-agent", f"hortator/{__version__}".encode())]
         if api_key is not None:

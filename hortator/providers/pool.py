@@ -31,19 +31,25 @@ class Origin:
     scheme: str
     host: str
     port: int
+    name: str = field(default="", compare=False)
+    """What errors call it, and clients read: a provider's id. Empty = `host:port`."""
     url: str = field(init=False, compare=False)
-    """`scheme://host:port`, the pool's key."""
+    """`scheme://host:port`."""
+    key: str = field(init=False, compare=False, repr=False)
+    """The pool's key: providers that share a server have connections of their own, under their own names."""
     authority: bytes = field(init=False, compare=False, repr=False)
     """The `Host` header: the port is named unless it is the scheme's own."""
 
     def __post_init__(self) -> None:
         host = f"[{self.host}]" if ":" in self.host else self.host
         object.__setattr__(self, "url", f"{self.scheme}://{host}:{self.port}")
+        object.__setattr__(self, "name", self.name or f"{host}:{self.port}")
+        object.__setattr__(self, "key", f"{self.url} {self.name}")
         named = host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
         object.__setattr__(self, "authority", named.encode("ascii"))
 
     @classmethod
-    def of(cls, url: str) -> Origin:
+    def of(cls, url: str, name: str = "") -> Origin:
         """Return the origin of a base URL, whose path is not looked at. Raises ConfigError without repeating the URL."""
         try:
             parts = urlsplit(url)
@@ -55,7 +61,7 @@ class Origin:
             raise ConfigError("a base URL must be http(s)://host[:port][/path]")
         if parts.username is not None or parts.password is not None:
             raise ConfigError("a base URL must not hold a user name or password; use api_key or headers")
-        return cls(scheme, host, _DEFAULT_PORTS[scheme] if port is None else port)
+        return cls(scheme, host, _DEFAULT_PORTS[scheme] if port is None else port, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class Pool:
         self._origin = origin
         self._limits = limits
         self._tls = tls
-        self._name = origin.url.partition("://")[2]
+        self._name = origin.name
         self._idle: dict[Connection, None] = {}
         self._sockets: set[Connection] = set()
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()

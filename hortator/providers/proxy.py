@@ -24,7 +24,7 @@ from hortator.errors import (
     TotalTimeout,
     UpstreamError,
 )
-from hortator.providers.connection import FOREVER, MAX_BODY, MAX_HEAD, MAX_HEADERS, Timeouts
+from hortator.providers.connection import FOREVER, MAX_BODY, MAX_ERROR_BODY, MAX_HEAD, MAX_HEADERS, Timeouts
 from hortator.providers.pool import PoolLimits
 
 if TYPE_CHECKING:
@@ -46,8 +46,14 @@ class ProxyReply:
         self._error: UpstreamError | None = None
         self._ended = False
 
-    async def read(self, limit: int = MAX_BODY) -> bytes:
-        """Return the whole body, at most `limit` bytes. Raises UpstreamError (InvalidReply when it is longer)."""
+    async def read(self, limit: int | None = None) -> bytes:
+        """Return the whole body. Raises UpstreamError: InvalidReply when it is longer than `limit` (`MAX_BODY`) bytes.
+
+        Without a limit an error's body is cut after `MAX_ERROR_BODY` bytes instead.
+        """
+        cut = limit is None and not 200 <= self.status < 300
+        if limit is None:
+            limit = MAX_ERROR_BODY if cut else MAX_BODY
         pieces: list[bytes] = []
         size = 0
         while (piece := await self.next()) is not None:
@@ -55,6 +61,8 @@ class ProxyReply:
             size += len(piece)
             if size > limit:
                 self.close()
+                if cut:
+                    return b"".join(pieces)[:limit]
                 raise InvalidReply(f"the reply's body is longer than {limit} bytes")
         return b"".join(pieces)
 
@@ -139,12 +147,13 @@ class ProxyClient:
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
-    async def request(self, origin: str, head: bytes, body: bytes, timeouts: Timeouts, deadline: float) -> ProxyReply:
-        """Send a request; same contract as `Upstream.request`. `origin` is `scheme://host:port`."""
+    async def request(
+        self, origin: str, name: str, head: bytes, body: bytes, timeouts: Timeouts, deadline: float
+    ) -> ProxyReply:
+        """Send a request; same contract as `Upstream.request`. `origin` is `scheme://host:port`, `name` what errors call it."""
         if self._closed:
             raise ConnectFailed("the client is closed")
         session = self._session or self._start()
-        name = origin.partition("://")[2]
         start, *lines = head.decode("latin-1").removesuffix("\r\n").split("\r\n")
         method, target, _ = start.split(" ")
         pairs = [tuple(line.split(": ", 1)) for line in lines]

@@ -141,8 +141,8 @@ class Upstream:
         `deadline` in `loop.time()` seconds covers the reply to its last byte. Raises UpstreamError; any status is a reply.
         """
         if self._proxy is not None:
-            return await self._proxy.request(origin.url, head, body, timeouts, deadline)
-        pool = self._pools.get(origin.url)
+            return await self._proxy.request(origin.url, origin.name, head, body, timeouts, deadline)
+        pool = self._pools.get(origin.key)
         if pool is None:
             pool = self._pool(origin)
         if pool.time() >= deadline:
@@ -177,5 +177,5 @@ class Upstream:
         if origin.scheme == "https" and self._tls is None:
             self._tls = trust()
         tls = self._tls if origin.scheme == "https" else None
-        pool = self._pools[origin.url] = Pool(asyncio.get_running_loop(), origin, self._limits, tls)
+        pool = self._pools[origin.key] = Pool(asyncio.get_running_loop(), origin, self._limits, tls)
         return pool

@@ -93,6 +93,35 @@ async def test_each_call_leaves_one_complete_record(database: Database, tmp_path
     assert sizes(tmp_path / "journal") == []
 
 
+async def test_a_call_costs_what_its_attempts_do(database: Database, tmp_path: Path) -> None:
+    """A failed attempt that the provider charges for counts; one that it refused does not."""
+    broken = attempt(200, "upstream_connection_lost", Usage(input=1000, output=0, source="reported"))
+    cut = attempt(200, "upstream_truncated_stream", Usage(input=333, output=7, source="estimated"))
+    refused = attempt(500, "upstream_error")
+    good = Usage(input=100, output=10, source="reported")
+    await recorded(
+        database,
+        tmp_path,
+        outcome(0, attempts=(broken, refused, cut, attempt()), usage=good),
+        outcome(1, attempts=(broken, refused), usage=Usage(), status=502, code="upstream_error"),
+        outcome(2, attempts=(refused, refused), usage=Usage(), status=502, code="upstream_error"),
+    )
+    found = {record["request_id"]: record for record in await records(database)}
+    for record in found.values():
+        costs = [Decimal(each["cost"]) for each in record["metadata"]["attempts"] if "cost" in each]
+        assert record["cost"] == (sum(costs) if costs else None)
+        assert record["price_state"] == ("priced" if costs else "unpriced")
+    first = found["req_0"]
+    assert [each.get("cost") for each in first["metadata"]["attempts"]] == [
+        "0.0000500000",
+        None,
+        "0.0000172100",
+        "0.0000058000",
+    ]
+    assert [each["usage"] for each in first["metadata"]["attempts"]] == ["reported", "unknown", "estimated", "reported"]
+    assert (first["input_tokens"], first["output_tokens"], first["cost"]) == (100, 10, Decimal("0.0000730100"))
+
+
 @pytest.mark.parametrize(
     ("changes", "state", "cost"),
     [
