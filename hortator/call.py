@@ -86,6 +86,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What the client named its session, so that its requests meet the same deployment."""
     resend: Resend = "again"
     """After a failure: also ask the same deployment again, only others, or nobody."""
+    fallback: bool = True
+    """Another model may answer, where the one asked for has fallbacks."""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,13 +13,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import msgspec
+
 from hortator.api import problem
 from hortator.api.listener import DIRECT, Direct
 from hortator.api.reading import HangUp, Receive, Scope, Send, request_id, where
 from hortator.call import Call, Caller, RequestId, Resend
 from hortator.dispatch import Trace
-from hortator.errors import ClientGone, HortatorError, MethodNotAllowed
+from hortator.errors import ClientGone, HortatorError, InvalidRequest, MethodNotAllowed
 from hortator.gateway import Gateway, StreamedAnswer, overhead_ms
+from hortator.wire.body import Object
 from hortator.wire.chat_stream import OPENING
 
 _EVENT_STREAM = [
@@ -146,11 +149,25 @@ def allow(exchange: Exchange, *methods: str) -> None:
         raise MethodNotAllowed(f"{exchange.method} is not allowed here; use {' or '.join(methods)}.", allowed=methods)
 
 
-def resend(headers: dict[bytes, bytes]) -> Resend:
-    """Return how often a request may be sent on. A client that sends it for the second time is itself the one who retries."""
-    if headers.get(b"x-hortator-no-retry", b"").lower() == b"true":
+def resend(headers: dict[bytes, bytes], body: Object) -> Resend:
+    """Return how often a request may be sent on; `hortator_retry` is taken out of its body.
+
+    A client that sends it for the second time is itself the one who retries.
+    """
+    if headers.get(b"x-hortator-no-retry", b"").lower() == b"true" or not may(body, "hortator_retry"):
         return "never"
     return "again" if headers.get(b"x-stainless-retry-count", b"0") == b"0" else "elsewhere"
+
+
+def may(body: Object, field: str) -> bool:
+    """Take one of the gateway's own switches out of a body; return what it says, true when it is not there."""
+    raw = body.pop(field, None)
+    if raw is None:
+        return True
+    value = msgspec.json.decode(raw)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"'{field}' must be true or false.", code="invalid_type", param=field)
+    return value
 
 
 def _told(call: Call, trace: Trace, now: float) -> problem.Headers:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from hortator.api import problem
-from hortator.api.inference import OPENAI, Exchange, allow, answer, resend, respond, serve
+from hortator.api.inference import OPENAI, Exchange, allow, answer, may, resend, respond, serve
 from hortator.api.reading import Receive, Scope, Send, bearer, expect_json, read_body
 from hortator.call import Call, ModelId
 from hortator.dispatch import Trace
@@ -78,7 +78,8 @@ class OpenAIDoor:
             started=exchange.started,
             received_at=time.time(),
             session=headers.get(b"x-hortator-session"),
-            resend=resend(headers),
+            resend=resend(headers, parsed.body),
+            fallback=may(parsed.body, "hortator_fallback"),
         )
         await answer(self._gateway, exchange, caller, call, trace)
 

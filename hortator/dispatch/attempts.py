@@ -113,7 +113,7 @@ class Plan:
         self._call = call
         self._decision = decision
         self._deadline = deadline
-        routes: Sequence[Route | Decision] = (decision, *decision.fallbacks)
+        routes: Sequence[Route | Decision] = (decision, *decision.fallbacks) if call.fallback else (decision,)
         self._route = routes[index]
         self._later = list(routes[index + 1 :])
         self._left = dispatch.retry.limits.max_retries if call.resend != "never" else 0
@@ -154,6 +154,8 @@ class Plan:
 
     def _made_for(self, error: HortatorError) -> tuple[Route, ...]:
         """Return the routes made for errors of this kind that have not been tried."""
+        if not self._call.fallback:
+            return ()
         if is_too_long(error):
             routes = self._decision.context_fallbacks
         elif is_filtered(error):

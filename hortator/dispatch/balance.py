@@ -183,7 +183,7 @@ class Balance:
         chosen = self.choose(decision, call, now)
         if chosen is not None:
             return 0, chosen
-        for index, route in enumerate(decision.fallbacks, 1):
+        for index, route in enumerate(decision.fallbacks if call.fallback else (), 1):
             chosen = self.choose(route, call, now)
             if chosen is not None:
                 return index, chosen

@@ -112,13 +112,14 @@ class UpstreamResponse:
             self._connection.resume_reading()
         while not self._ended and self._error is None and self._size <= limit:
             await self._wait()
+        if cut and self._size > limit:
+            body = b"".join(self._pieces)[:limit]
+            self.close()
+            return body
         if self._error is not None:
             raise self._error
         if self._size > limit:
-            body = b"".join(self._pieces)[:limit]
             self.close()
-            if cut:
-                return body
             raise _too_long(limit)
         pieces, self._pieces, self._size = self._pieces, [], 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -12,7 +12,7 @@ import pytest
 from tests.door import Door, Reply, chat, content_of, events
 from tests.gateway import MODEL, PAIR, Gateway, eventually, running_gateway
 from tests.upstream.process import Upstream
-from tests.upstream.script import TEXT, error_body, reply
+from tests.upstream.script import TEXT, error_body, head, reply
 
 ONE, TWO = ({"provider": name, "model": "scripted"} for name in ("one", "two"))
 CONTEXT = reply(400, error_body("too long", "context_length_exceeded", "invalid_request_error", "messages"))
@@ -255,3 +255,47 @@ def ready(gateway: Gateway) -> dict[str, Any]:
     document = gateway.door.call("GET", "/ready").json
     deployments: dict[str, Any] = document["deployments"]
     return deployments
+
+
+@pytest.mark.parametrize(
+    ("switch", "model", "count", "status"),
+    [
+        ("hortator_retry", PAIR, 1, 502),
+        ("hortator_retry", "alone", 1, 502),
+        ("hortator_retry", "backed", 1, 502),
+        ("hortator_fallback", "backed", 4, 502),
+        ("hortator_fallback", PAIR, 2, 200),
+    ],
+)
+def test_a_body_that_says_so_is_not_sent_again_or_to_another_model(
+    persistent: Gateway, upstream: Upstream, switch: str, model: str, count: int, status: int
+) -> None:
+    mark = upstream.plan(one="status_500", two="ok")
+    got = persistent.door.chat(model, mark, **{switch: False})
+    seen = upstream.seen(mark)
+    assert (got.status, len(seen)) == (status, count)
+    assert all(switch not in one.json for one in seen), "it is ours and not the provider's"
+
+
+def test_a_body_without_fallback_keeps_errors_of_length_and_content(persistent: Gateway, upstream: Upstream) -> None:
+    for model, fault in (("long", CONTEXT), ("frank", FILTER)):
+        mark = upstream.plan(one=fault, two="ok")
+        assert persistent.door.chat(model, mark, hortator_fallback=False).status == 400
+        mark = upstream.plan(one=fault, two="ok")
+        assert persistent.door.chat(model, mark, hortator_fallback=True).status == 200
+    wrong = persistent.door.chat("alone", upstream.plan("ok"), hortator_retry="no")
+    assert (wrong.status, wrong.error["code"], wrong.error["param"]) == (400, "invalid_type", "hortator_retry")
+
+
+def test_an_error_body_without_end_is_cut_and_keeps_its_status(persistent: Gateway, upstream: Upstream) -> None:
+    size = 200 * 1024 * 1024
+    flood = [
+        ["send", head(429, {"content-type": "application/json", "transfer-encoding": "chunked", "retry-after": "60"})],
+        ["flood", "x" * 65536, size // 65536],
+    ]
+    for stream in (False, True):
+        mark = upstream.plan(flood)
+        got, _, _ = ask(persistent, "alone", mark, stream)
+        assert (got.status, got.header("retry-after")) == (429, "60"), got.body
+        [seen] = upstream.wait(mark, "aborted")
+        assert seen.sent < 16 * 1024 * 1024
