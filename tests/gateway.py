@@ -257,7 +257,7 @@ class Gateway:
 
 
 @contextmanager
-def running_gateway(home: Path, upstream: Upstream, **changes: Any) -> Iterator[Gateway]:
+def running_gateway(home: Path, upstream: Upstream, /, **changes: Any) -> Iterator[Gateway]:
     """Run a gateway for a while; `changes` are top-level keys of its configuration."""
     gateway = Gateway(home, upstream, changes)
     try:

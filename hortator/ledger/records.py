@@ -31,7 +31,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_de
     status: int | None
     code: str | None
     duration_ms: float
-    usage: str = "unknown"
+    usage: str
     """Where the tokens are from: `reported`, `estimated`, `unknown`."""
     input_tokens: int | None = None
     output_tokens: int | None = None
