@@ -1,9 +1,10 @@
-"""One of two deployments dies under load and comes back: nobody notices who had not begun to read an answer (R-004-3)."""
+"""One of several deployments dies under load and comes back: nobody notices who had not begun to read an answer (R-004-3)."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,14 +18,25 @@ from tests.upstream.process import running_upstream
 CLIENTS = 8
 
 
-def providers(ports: tuple[int, int]) -> list[dict[str, object]]:
+PAIR = ("one", "two")
+SERVICES = ("mixtral", "hermes", "openchat", "phi")
+"""The model services of one machine (R-004-2), here on free ports."""
+
+
+def providers(names: Sequence[str], ports: Sequence[int]) -> list[dict[str, object]]:
     return [
-        {"id": name, "base_url": f"http://127.0.0.1:{port}/{name}/v1", "models": ["ok"]}
-        for name, port in zip(("one", "two"), ports, strict=True)
+        {
+            "id": name,
+            "base_url": f"http://127.0.0.1:{port}/{name}/v1",
+            "models": ["ok"],
+            "timeouts": {"connect_ms": 500},
+        }
+        for name, port in zip(names, ports, strict=True)
     ]
 
 
-MODELS = [{"id": "both", "deployments": [{"provider": name, "model": "ok"} for name in ("one", "two")]}]
+def models(names: Sequence[str]) -> list[dict[str, object]]:
+    return [{"id": "all", "deployments": [{"provider": name, "model": "ok"} for name in names]}]
 
 
 class Load:
@@ -44,7 +56,7 @@ class Load:
         while not self.stopped.is_set():
             asked += 1
             stream = asked % 2 == 0
-            with self.gateway.door.begin(chat("both", f"load-{number}", stream=stream)) as connection:
+            with self.gateway.door.begin(chat("all", f"load-{number}", stream=stream)) as connection:
                 reply = connection.read()
             whole = reply.status == 200 and (not stream or b"data: [DONE]\n\n" in reply.body)
             with self.lock:
@@ -61,15 +73,18 @@ class Load:
 
 
 @pytest.mark.limit(120)
-def test_a_deployment_that_is_killed_under_load_and_comes_back_costs_no_request(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [PAIR, SERVICES], ids=["two", "four"])
+def test_a_deployment_that_is_killed_under_load_and_comes_back_costs_no_request(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
     with ExitStack() as stack:
-        one, two = (stack.enter_context(running_upstream()) for _ in range(2))
+        services = [stack.enter_context(running_upstream()) for _ in names]
         gateway = stack.enter_context(
             running_gateway(
                 tmp_path,
-                one,
-                providers=providers((one.port, two.port)),
-                models=MODELS,
+                services[0],
+                providers=providers(names, [service.port for service in services]),
+                models=models(names),
                 breaker={"open_ms": 300},
                 retry={"delay_ms": 20},
             )
@@ -79,16 +94,17 @@ def test_a_deployment_that_is_killed_under_load_and_comes_back_costs_no_request(
         stack.callback(load.stopped.set)
         clients = [pool.submit(load.client, number) for number in range(CLIENTS)]
 
-        def more(model: str, wanted: int) -> None:
-            goal = load.count(model) + wanted
-            eventually(lambda: load.count(model) >= goal, f"{wanted} more answers of {model}")
+        def more(name: str, wanted: int) -> None:
+            goal = load.count(f"{name}/ok") + wanted
+            eventually(lambda: load.count(f"{name}/ok") >= goal, f"{wanted} more answers of {name}")
 
-        more("one/ok", 50)
-        more("two/ok", 50)
-        one.kill()
-        more("two/ok", 300)
-        stack.enter_context(running_upstream(one.port))
-        more("one/ok", 100)
+        for name in names:
+            more(name, 50)
+        services[0].kill()
+        for name in names[1:]:
+            more(name, 300 // (len(names) - 1))
+        stack.enter_context(running_upstream(services[0].port))
+        more(names[0], 100)
         load.stopped.set()
         for client in clients:
             client.result(PATIENCE)
@@ -96,3 +112,35 @@ def test_a_deployment_that_is_killed_under_load_and_comes_back_costs_no_request(
         assert load.broken <= CLIENTS, "only streams that were under way when it was killed"
         rows = gateway.rows()
         assert max(row["attempts"] for row in rows) <= 4
+
+
+@pytest.mark.limit(60)
+def test_a_service_that_comes_back_has_traffic_long_before_its_breaker_is_over(tmp_path: Path) -> None:
+    """Looking at providers notices it, with the breaker's own 60 s."""
+    with ExitStack() as stack:
+        services = [stack.enter_context(running_upstream()) for _ in PAIR]
+        gateway = stack.enter_context(
+            running_gateway(
+                tmp_path,
+                services[0],
+                providers=providers(PAIR, [service.port for service in services]),
+                models=models(PAIR),
+                breaker={},
+            )
+        )
+
+        def is_down() -> bool:
+            state: str = gateway.door.call("GET", "/ready").json["providers"]["one"]["state"]
+            return state == "down"
+
+        def ask() -> str | None:
+            reply = gateway.door.chat("all", "return")
+            assert reply.status == 200
+            return reply.header("x-hortator-model")
+
+        assert {ask() for _ in range(4)} == {"one/ok", "two/ok"}
+        services[0].kill()
+        eventually(lambda: ask() and is_down(), "the look that finds it gone")
+        assert {ask() for _ in range(6)} == {"two/ok"}
+        stack.enter_context(running_upstream(services[0].port))
+        eventually(lambda: ask() == "one/ok", "its return")
