@@ -12,7 +12,7 @@ import pytest
 from tests.door import Door, Reply, chat, content_of, events
 from tests.gateway import MODEL, PAIR, Gateway, eventually, running_gateway
 from tests.upstream.process import Upstream
-from tests.upstream.script import TEXT, error_body, head, reply
+from tests.upstream.script import TEXT, Script, error_body, head, reply
 
 ONE, TWO = ({"provider": name, "model": "scripted"} for name in ("one", "two"))
 CONTEXT = reply(400, error_body("too long", "context_length_exceeded", "invalid_request_error", "messages"))
@@ -289,7 +289,7 @@ def test_a_body_without_fallback_keeps_errors_of_length_and_content(persistent: 
 
 def test_an_error_body_without_end_is_cut_and_keeps_its_status(persistent: Gateway, upstream: Upstream) -> None:
     size = 200 * 1024 * 1024
-    flood = [
+    flood: Script = [
         ["send", head(429, {"content-type": "application/json", "transfer-encoding": "chunked", "retry-after": "60"})],
         ["flood", "x" * 65536, size // 65536],
     ]
