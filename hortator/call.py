@@ -116,6 +116,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Instead of `fallbacks` when the request is too long for the model."""
     content_fallbacks: tuple[Route, ...] = ()
     """Instead of `fallbacks` when the provider's content filter refuses the request."""
+    hedge_ms: int = 0
+    """Milliseconds without a first byte after which another candidate is asked too; 0 = never."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ Messages are written for the caller: they never hold database text, stack traces
           +-- ConnectionLost         502  upstream_connection_lost
           +-- InvalidReply           502  upstream_invalid_response
           +-- TruncatedStream        502  upstream_truncated_stream
+          +-- Superseded             (only in records: another deployment was quicker)
           +-- UpstreamRefused        as it says: the provider answered with an error status or an error event
 """
 
@@ -255,6 +256,12 @@ class TruncatedStream(UpstreamError):
     default_code = "upstream_truncated_stream"
 
 
+class Superseded(UpstreamError):
+    """A hedge: another deployment answered first, so this attempt was cancelled. Stands in records only."""
+
+    default_code = "superseded"
+
+
 class UpstreamRefused(UpstreamError):
     """The provider answered with an error status, or sent an error event in a stream.
 
@@ -290,7 +297,7 @@ CODES = frozenset(
         "invalid_header invalid_json invalid_request invalid_type invalid_value limits_unavailable "
         "local_model_busy local_model_loading local_model_restarting local_model_unavailable malformed_http "
         "method_not_allowed missing_api_key missing_required_parameter model_not_allowed model_not_found "
-        "model_not_priced rate_limit_exceeded request_timeout request_too_large schema_too_large store_unavailable "
+        "model_not_priced rate_limit_exceeded request_timeout request_too_large schema_too_large store_unavailable superseded "
         "token_limit_exceeded too_deep too_many_concurrent_requests too_many_connections too_many_tools "
         "unavailable unknown_url unsupported_by_model unsupported_content_encoding unsupported_endpoint unsupported_media_type unsupported_tool "
         "upstream_auth_failed upstream_connect_failed upstream_connect_timeout upstream_connection_lost "

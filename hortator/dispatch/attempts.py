@@ -8,12 +8,13 @@ It never looks into an answer, and an answer that has begun to reach the client 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
 from hortator.call import Call, Decision, Deployment, ProviderId, Route
 from hortator.dispatch.balance import Balance, Turn
+from hortator.dispatch.hedge import Ask, Race, Rival
 from hortator.dispatch.refusal import final, may_go_elsewhere
 from hortator.dispatch.retry import Retry, is_filtered, is_too_long, may_repeat
 from hortator.dispatch.trace import Trace
@@ -30,9 +31,6 @@ class Dispatch:
     retry: Retry
 
 
-Ask = Callable[[Deployment], Awaitable[bytes]]
-
-
 def begin(dispatch: Dispatch, call: Call, decision: Decision, trace: Trace) -> Turn:
     """Start a call's first attempt. `go_on` takes over if it fails; whoever carries the call ends the turn of a good one."""
     now = monotonic()
@@ -46,21 +44,34 @@ def begin(dispatch: Dispatch, call: Call, decision: Decision, trace: Trace) -> T
 
 
 async def carry(
-    dispatch: Dispatch, call: Call, decision: Decision, trace: Trace, deadline: float, ask: Ask
+    dispatch: Dispatch,
+    call: Call,
+    decision: Decision,
+    trace: Trace,
+    deadline: float,
+    ask: Ask,
+    rival: Callable[[], Rival],
 ) -> tuple[bytes, Turn]:
     """Return the first answer `ask` gets, and the turn it came in, which the caller ends together with the trace's attempt.
 
-    Raises the error the client is to get. `deadline` in `monotonic()` seconds is for all attempts and waits together.
+    Raises the error the client is to get. `deadline` in `monotonic()` seconds is for all attempts and waits together. `rival` makes
+    another way to ask, for a model that is hedged.
     """
     turn = begin(dispatch, call, decision, trace)
+    race: Race | None = None
     try:
-        answer = await ask(turn.place.deployment)
+        if decision.hedge_ms and turn.route == 0 and call.resend != "never":
+            race = Race(dispatch.balance, dispatch.retry, call, trace, turn)
+            answer, turn = await race.run(decision, ask, rival)
+        else:
+            answer = await ask(turn.place.deployment)
     except BaseException as error:  # noqa: BLE001 - `go_on` raises what is no failure of an attempt
         failure = error
     else:
         turn.answered(monotonic())
         return answer, turn
-    return await go_on(dispatch, call, decision, trace, deadline, ask, turn, failure)
+    lost = None if race is None else race.lost
+    return await go_on(dispatch, call, decision, trace, deadline, ask, turn, failure, lost)
 
 
 async def go_on(
@@ -72,9 +83,15 @@ async def go_on(
     ask: Ask,
     turn: Turn,
     failure: BaseException,
+    lost: tuple[str, HortatorError] | None = None,
 ) -> tuple[bytes, Turn]:
-    """As `carry`, after the first attempt failed. A failure that is no HortatorError is raised again."""
+    """As `carry`, after the first attempt failed. A failure that is no HortatorError is raised again.
+
+    `lost` is its rival, (deployment id, error), if there was one that failed too.
+    """
     plan = Plan(dispatch, call, decision, turn.route, deadline)
+    if lost is not None:
+        plan.lost(*lost)
     while True:
         now = monotonic()
         trace.end(failure, now)
@@ -122,6 +139,12 @@ class Plan:
         self._repeatable: dict[str, tuple[Deployment, float]] = {}
         self.failures: list[tuple[str, HortatorError]] = []
         """(deployment id, error), in order."""
+
+    def lost(self, deployment: str, error: HortatorError) -> None:
+        """A rival of the first attempt has failed."""
+        self.failures.append((deployment, error))
+        self._tried.add(deployment)
+        self._left = max(0, self._left - 1)
 
     def after(self, deployment: Deployment, error: HortatorError, now: float) -> Step | None:
         """Return the step after `deployment` failed with `error`; None = the call has failed."""

@@ -14,7 +14,7 @@ from hortator.errors import ClientGone, HortatorError, RequestError, TotalTimeou
 State = Literal["closed", "open", "half-open"]
 Verdict = Literal["alive", "failed", "unknown"]
 
-_OURS = frozenset({"upstream_pool_full"})
+_OURS = frozenset({"upstream_pool_full", "superseded"})
 """Errors of the gateway's own making."""
 _FAILED = frozenset({401, 402, 408})
 """Client-error statuses of a deployment that cannot answer anybody: no credentials, no credit, too slow."""

@@ -15,6 +15,7 @@ from hortator.call import Call, Decision, Deployment
 from hortator.dispatch.attempts import Dispatch, carry
 from hortator.dispatch.balance import Turn
 from hortator.dispatch.estimate import estimated, reported
+from hortator.dispatch.hedge import Rival
 from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
 from hortator.dispatch.translation import reader, said
@@ -235,9 +236,20 @@ class Stream:
     async def _until_commit(self) -> bytes:
         """Try candidates until one sends content; return everything it sent so far, ready for the client."""
         first, self._turn = await carry(
-            self._dispatch, self._call, self._decision, self._trace, self._deadline, self._attempt
+            self._dispatch, self._call, self._decision, self._trace, self._deadline, self._attempt, self._rival
         )
         return first
+
+    def _rival(self) -> Rival:
+        """Return another way to get the first content, for a hedge."""
+        other = Stream(self._dispatch, self._call, self._decision, Trace(), self._deadline, self._keep_alive)
+
+        def adopt() -> None:
+            self._drop()
+            self._reply, self._reader, self._splitter = other._reply, other._reader, other._splitter
+            self.ended = other.ended
+
+        return Rival(other._trace, other._attempt, adopt, other._drop)
 
     async def _attempt(self, deployment: Deployment) -> bytes:
         """Ask one deployment once; return its bytes up to and with the first content."""

@@ -82,6 +82,17 @@ class Trace:
             )
         )
 
+    def adopt(self, other: Trace) -> None:
+        """The running attempt of `other` is the one that answers this call."""
+        self.begun = other.begun
+        self.deployment = other.deployment
+        self.status = other.status
+        self.response_model = other.response_model
+        self.usage = other.usage
+        self.first_byte_at = other.first_byte_at
+        self.headers = other.headers
+        self.complete = other.complete
+
     def failure(self, error: BaseException) -> HortatorError:
         """Return what any end of the call is called in its record."""
         if isinstance(error, HortatorError):

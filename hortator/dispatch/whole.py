@@ -10,9 +10,10 @@ from collections.abc import Awaitable
 from time import monotonic
 
 from hortator.call import Call, Decision, Deployment
-from hortator.dispatch.attempts import Dispatch, begin, go_on
+from hortator.dispatch.attempts import Dispatch, begin, carry, go_on
 from hortator.dispatch.balance import Turn
 from hortator.dispatch.estimate import estimated, reported
+from hortator.dispatch.hedge import Ask, Rival
 from hortator.dispatch.refusal import passed_headers, refused
 from hortator.dispatch.trace import Trace
 from hortator.dispatch.translation import answered, checked, said
@@ -23,6 +24,8 @@ from hortator.wire import refusal
 
 async def carry_whole(dispatch: Dispatch, call: Call, decision: Decision, trace: Trace, deadline: float) -> bytes:
     """Return the body of the first good answer. Raises the error the caller is to get."""
+    if decision.hedge_ms:
+        return await _carry_hedged(dispatch, call, decision, trace, deadline)
     turn = begin(dispatch, call, decision, trace)
     deployment = turn.place.deployment
     try:
@@ -56,6 +59,27 @@ async def _carry_on(
     trace.end(None, now)
     turn.leave(None, now)
     return body
+
+
+async def _carry_hedged(dispatch: Dispatch, call: Call, decision: Decision, trace: Trace, deadline: float) -> bytes:
+    """As `carry_whole`, for a model that is hedged."""
+
+    def asking(into: Trace) -> Ask:
+        return lambda deployment: _attempt(dispatch.providers[deployment.provider], call, deployment, into, deadline)
+
+    def rival() -> Rival:
+        own = Trace()
+        return Rival(own, asking(own), adopt=_nothing, drop=_nothing)
+
+    body, turn = await carry(dispatch, call, decision, trace, deadline, asking(trace), rival)
+    now = monotonic()
+    trace.end(None, now)
+    turn.leave(None, now)
+    return body
+
+
+def _nothing() -> None:
+    """A whole reply is closed when it has been read."""
 
 
 async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace: Trace, deadline: float) -> bytes:

@@ -40,4 +40,5 @@ def decide(model: ModelId, allowed: tuple[str, ...], catalogue: Catalogue, statu
         fallbacks=catalogue.routes(chosen.fallbacks, allowed),
         context_fallbacks=catalogue.routes(chosen.context_fallbacks, allowed),
         content_fallbacks=catalogue.routes(chosen.content_fallbacks, allowed),
+        hedge_ms=chosen.hedge_ms,
     )

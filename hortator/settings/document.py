@@ -249,6 +249,9 @@ class NamedModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The same for requests that are too long for this model. Empty = the client gets the provider's 400."""
     content_fallbacks: tuple[Name, ...] = ()
     """The same for requests that the provider's content filter refuses. Empty = the client gets the provider's error."""
+    hedge_ms: Annotated[int, Meta(ge=0, le=600_000)] = 0
+    """Milliseconds without a first content (of a whole reply: without the reply) after which another deployment is asked too; the first
+    to answer wins, the other is cancelled, and its provider may charge for both. Counts against `retry.ratio`. 0 = never."""
     description: Annotated[str, Meta(max_length=500)] | None = None
     """One line for the model list. None = none."""
 
