@@ -23,7 +23,7 @@ MAX_TOKENS = 2**31
 """A count beyond this is an upstream's mistake and recorded as unknown."""
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+class AttemptRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One of `metadata.attempts`. `cost` is in US dollars; it and the tokens are missing where they are not known."""
 
     deployment: str
@@ -123,6 +123,8 @@ class Recorder:
             return Cost("free", 0, FREE), []
         cost = self._cost(deployment.provider, deployment.model, outcome.response_model, outcome.received_at, usage)
         records = [_attempt(tries[-1], usage, cost.amount)]
+        if len(tries) == 1:
+            return cost, records
         for attempt in tries[-2::-1]:
             took = _plausible(attempt.usage)
             model = attempt.deployment.partition("/")[2]
@@ -172,18 +174,18 @@ class Recorder:
 def _attempt(attempt: Attempt, usage: Usage, cost: int | None) -> AttemptRecord:
     """Return what is kept of an attempt that took `usage` and cost `cost` 1e-10 dollars."""
     return AttemptRecord(
-        deployment=attempt.deployment,
-        provider=attempt.provider,
-        status=attempt.status,
-        code=attempt.code,
-        duration_ms=attempt.duration_ms,
-        usage=usage.source,
-        input_tokens=usage.input,
-        output_tokens=usage.output,
-        cached_tokens=usage.cached,
-        reasoning_tokens=usage.reasoning,
-        cache_write_tokens=usage.cache_write,
-        cost=None if cost is None else f"{cost // _UNITS}.{cost % _UNITS:0{MONEY_SCALE}d}",
+        attempt.deployment,
+        attempt.provider,
+        attempt.status,
+        attempt.code,
+        attempt.duration_ms,
+        usage.source,
+        usage.input,
+        usage.output,
+        usage.cached,
+        usage.reasoning,
+        usage.cache_write,
+        None if cost is None else f"{cost // _UNITS}.{cost % _UNITS:0{MONEY_SCALE}d}",
     )
 
 
