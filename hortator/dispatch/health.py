@@ -17,7 +17,8 @@ from hortator.errors import UpstreamError
 
 CHECK_SECONDS = 30.0
 DOWN_SECONDS = 2.0
-"""So often one that is down, or has just failed a request, is looked at."""
+"""So often one that cannot be connected to, or has just failed a request, is looked at."""
+_AWAY = frozenset({"upstream_connect_failed", "upstream_connect_timeout"})
 DEADLINE_SECONDS = 5.0
 
 
@@ -92,8 +93,11 @@ class Health:
                 await self._suspected.wait()
 
     def _troubled(self) -> set[ProviderId]:
-        """Return the suspects, and those that are down unless they are optional."""
-        down = {key for key, state in self.states.items() if state.state == "down" and key not in self._optional}
+        """Return the suspects, and those that cannot be connected to unless they are optional.
+
+        One that answers with an error is looked at as seldom as one that is up: a provider with a wrong key is not to be pestered.
+        """
+        down = {key for key, state in self.states.items() if state.code in _AWAY and key not in self._optional}
         return down | self._suspects
 
     async def look(self, keys: Iterable[ProviderId] | None = None) -> None:

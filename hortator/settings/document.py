@@ -216,8 +216,8 @@ class Breaker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_pause_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 60_000
     """Most milliseconds that it is left alone because of its Retry-After. 0 = not at all."""
     look: bool = True
-    """True = while a provider does not answer when its models are listed (looked at twice a minute, every 2 s while it is down or after a
-    failed request), its deployments are asked after the others; once it answers again, a breaker lets its probe through at once."""
+    """True = while a provider does not answer when its models are listed (looked at twice a minute, every 2 s while it cannot be connected to, and
+    after a failed request), its deployments are asked after the others; once it answers again, a breaker lets its probe through at once."""
 
 
 class DeploymentChoice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

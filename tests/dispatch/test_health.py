@@ -9,7 +9,7 @@ import pytest
 from hortator.call import ProviderId
 from hortator.dispatch import health
 from hortator.dispatch.health import Health
-from hortator.errors import ConnectFailed
+from hortator.errors import ConnectFailed, UpstreamError
 from tests.eventually import eventually
 
 ONE = ProviderId("one")
@@ -22,11 +22,12 @@ class Service:
     def __init__(self) -> None:
         self.there = True
         self.looks = 0
+        self.error: UpstreamError = ConnectFailed("not there")
 
     async def list_models(self, deadline: float) -> tuple[str, ...] | None:
         self.looks += 1
         if not self.there:
-            raise ConnectFailed("not there")
+            raise self.error
         return ("m",)
 
 
@@ -59,5 +60,18 @@ async def test_many_failures_of_a_provider_that_answers_make_few_looks(monkeypat
         before = one.looks
         await asyncio.sleep(0)
         assert one.looks <= before + 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_provider_that_refuses_its_key_is_not_pestered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "DOWN_SECONDS", 0.0)
+    one, two = Service(), Service()
+    one.error = UpstreamError("wrong key", code="upstream_auth_failed")
+    one.there = two.there = False
+    looks = Health({ONE: one, TWO: two}, frozenset(), lambda: None)
+    task = asyncio.create_task(looks.run())
+    await eventually(lambda: two.looks >= 5)
+    assert (one.looks, looks.states[ONE].state) == (1, "down")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
