@@ -24,6 +24,8 @@ Operation = Dialect
 """What a call is for: the dialect it is asked in, and also what is recorded."""
 Resend = Literal["again", "elsewhere", "never"]
 UsageSource = Literal["reported", "estimated", "unknown"]
+Priority = Literal["high", "standard", "low"]
+"""Who goes first when not everybody can (R-000-72): immediate, balanced, best effort."""
 
 
 LimitKind = Literal["requests", "tokens", "money", "concurrent"]
@@ -54,6 +56,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     permissions: frozenset[str] = frozenset()
     limits: tuple[Limit, ...] = ()
     """The tenant's and the key's own; a call must fit them all. Empty = none."""
+    priority: Priority = "standard"
+    """The lower of the tenant's and the key's."""
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

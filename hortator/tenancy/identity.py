@@ -24,7 +24,7 @@ from hortator.call import Caller
 from hortator.errors import Unauthenticated, Unavailable
 from hortator.store.database import Database
 from hortator.store.queries import ApiKey, FoundKey, find_keys, touch_keys
-from hortator.tenancy.limits import both, limits_of
+from hortator.tenancy.limits import both, limits_of, priority_of
 
 log = logging.getLogger("hortator.tenancy")
 
@@ -266,6 +266,7 @@ class Identity:
             allowed_models=both(found.tenant_config, key.allowed_models),
             permissions=frozenset(key.permissions),
             limits=limits_of(key.tenant_id, found.tenant_config, key.key_hash, key.config),
+            priority=priority_of(found.tenant_config, key.config),
         )
         entry.confirmed = asked_at
         entry.expires_at = key.expires_at.timestamp() if key.expires_at is not None else None

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Literal
 
-from hortator.call import KeyHash, Limit, LimitKind, TenantId
+from hortator.call import KeyHash, Limit, LimitKind, Priority, TenantId
 from hortator.errors import InvalidRequest
 
 log = logging.getLogger("hortator.tenancy")
@@ -31,6 +31,7 @@ MAX_LIMITS = 16
 """Most limits of one tenant or key: each costs every request a little."""
 UNLIMITED = "unlimited"
 WINDOWS: Mapping[str, int] = {"minute": 60, "hour": 3600, "day": 86_400, "month": MONTH}
+_ORDER: Sequence[Priority] = ("high", "standard", "low")
 _KINDS: Mapping[str, LimitKind] = {
     "request": "requests",
     "requests": "requests",
@@ -104,6 +105,17 @@ def both(tenant: Mapping[str, Any], key: tuple[str, ...]) -> tuple[str, ...]:
     narrow = [one for one in key if any(fnmatchcase(one, wide) for wide in tenant_models)]
     narrow += [one for one in tenant_models if one not in narrow and any(fnmatchcase(one, wide) for wide in key)]
     return tuple(narrow)
+
+
+def priority_of(tenant: Mapping[str, Any], key: Mapping[str, Any]) -> Priority:
+    """Return the lower of a tenant's and a key's priority: a key never goes before its tenant."""
+    own = _priority(tenant.get("priority", "standard"))
+    return own if "priority" not in key else max(own, _priority(key["priority"]), key=_ORDER.index)
+
+
+def _priority(stored: object) -> Priority:
+    """Another word than the two that mean something is less than them (R-000-72)."""
+    return "high" if stored == "high" else "standard" if stored == "standard" else "low"
 
 
 def _texts(config: Mapping[str, Any]) -> tuple[str, ...]:

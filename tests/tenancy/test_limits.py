@@ -6,7 +6,7 @@ import pytest
 
 from hortator.call import KeyHash, TenantId
 from hortator.errors import InvalidRequest
-from hortator.tenancy.limits import MONTH, both, checked, limits_of, parse
+from hortator.tenancy.limits import MONTH, both, checked, limits_of, parse, priority_of
 
 TENANT, KEY = TenantId("t"), KeyHash("k")
 
@@ -84,3 +84,20 @@ def test_a_stored_limit_that_cannot_be_read_admits_nothing(stored: object) -> No
 def test_a_key_may_use_what_its_tenant_may_too(tenant: object, key: tuple[str, ...], allowed: set[str]) -> None:
     """R-000-67."""
     assert set(both({"allowed_models": tenant}, key)) == allowed
+
+
+@pytest.mark.parametrize(
+    ("tenant", "key", "priority"),
+    [
+        ({}, {}, "standard"),
+        ({"priority": "high"}, {}, "high"),
+        ({"priority": "batch"}, {}, "low"),
+        ({"priority": "high"}, {"priority": "low"}, "low"),
+        ({"priority": "standard"}, {"priority": "high"}, "standard"),
+        ({}, {"priority": "high"}, "standard"),
+        ({"priority": 7}, {}, "low"),
+    ],
+)
+def test_a_key_never_goes_before_its_tenant(tenant: dict[str, object], key: dict[str, object], priority: str) -> None:
+    """R-000-72: high, standard, and anything else is less."""
+    assert priority_of(tenant, key) == priority
