@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_
 
+from hortator.call import KeyHash, TenantId
 from hortator.store.database import Database
 from hortator.store.queries import OperatorScope, TenantScope
-from hortator.store.tables import usage_events, usage_rollups
+from hortator.store.tables import key_rollups, usage_events, usage_rollups
 
 Scope = TenantScope | OperatorScope
 TOKENS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens", "cache_write_tokens")
@@ -44,6 +45,16 @@ class Sums:
     latency_us: int
 
 
+class KeySums(NamedTuple):
+    """What a key has used since some hour. The cost is US dollars, of the requests that have a price."""
+
+    tenant_id: TenantId
+    key_hash: KeyHash
+    requests: int
+    tokens: int
+    cost: Decimal
+
+
 class Place(NamedTuple):
     """A record's place in the order, newest first; what a cursor holds."""
 
@@ -58,6 +69,23 @@ async def sums(database: Database, scope: Scope, since: datetime, until: datetim
         *counts, latency, cost = (await connection.execute(statement)).one()
     values = dict(zip(COUNTS, map(int, counts), strict=True))
     return Sums(**values, latency_us=int(latency), cost=cost or Decimal(0))
+
+
+async def key_sums(database: Database, scope: Scope, since: datetime, limit: int) -> list[KeySums]:
+    """Return what keys have used in the hours from `since` on, at most `limit` keys."""
+    column = key_rollups.c
+    added = (func.sum(column[name]) for name in ("requests", "tokens"))
+    statement = (
+        scope.rows(
+            key_rollups, column.tenant_id, column.key_hash, *added, func.sum(column.cost, type_=column.cost.type)
+        )
+        .where(column.hour >= since)
+        .group_by(column.tenant_id, column.key_hash)
+        .limit(limit)
+    )
+    async with database.read() as connection:
+        rows = (await connection.execute(statement)).all()
+    return [KeySums(tenant, key, int(requests), int(tokens), cost) for tenant, key, requests, tokens, cost in rows]
 
 
 async def lines(

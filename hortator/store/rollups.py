@@ -1,6 +1,6 @@
-"""The sums that stand beside the usage records: one row an hour, tenant, provider, model and class of status.
+"""The sums that stand beside the usage records: one row an hour, tenant, provider, model and class of status; one an hour and key.
 
-`usage.py` runs `SQLITE` and puts `POSTGRES` into its own statement, in the transaction that inserts the records. The database
+`usage.py` runs `SQLITE` and `SQLITE_KEYS` and puts `POSTGRES` and `POSTGRES_KEYS` into its own statement, in the transaction that inserts the records. The database
 itself adds up the rows that were really new, so a replayed batch counts nothing twice and a refused row nothing at all.
 Nothing is read out of here: `reports.py` reads the sums, through a scope.
 """
@@ -34,6 +34,19 @@ def _statement(source: str, hour: str, micros: str, group: str) -> str:
     )
 
 
+def _keys(source: str, hour: str, group: str) -> str:
+    """One statement that adds the rows of `source` to the sums by key. Calls that were not let through have no attempt."""
+    values = (
+        f"{hour}, tenant_id, key_hash, sum(CASE WHEN attempts > 0 THEN 1 ELSE 0 END), "
+        "sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)), coalesce(sum(cost), 0)"
+    )
+    added = ", ".join(f"{name} = key_rollups.{name} + excluded.{name}" for name in ("requests", "tokens", "cost"))
+    return (
+        f"INSERT INTO key_rollups (hour, tenant_id, key_hash, requests, tokens, cost) SELECT {values} FROM {source} "  # noqa: S608 - constants
+        f"GROUP BY {group} ON CONFLICT (hour, tenant_id, key_hash) DO UPDATE SET {added}"
+    )
+
+
 _SQLITE_MICROS = "CAST(round({} * 1000) AS INTEGER)"
 _SQLITE_HOUR = "substr(timestamp, 1, 13) || ':00:00.000000'"
 LAST = "SELECT coalesce(max(id), 0) FROM usage_events"
@@ -46,12 +59,15 @@ SQLITE = _statement(
 )
 """SQLite: add the records after the one given. Grouping by plain columns saves half a microsecond a record."""
 
+SQLITE_KEYS = _keys("usage_events WHERE id > ?", _SQLITE_HOUR, "tenant_id, key_hash, substr(timestamp, 1, 13)")
+
 _POSTGRES_MICROS = "round({} * 1000)::bigint"
 _POSTGRES_HOUR = "date_trunc('hour', timestamp, 'UTC')"
 POSTGRES_COLUMNS = (
-    "tenant_id, timestamp, provider, deployment, status, cost, attempts, model_asked, input_tokens, output_tokens, "
+    "tenant_id, key_hash, timestamp, provider, deployment, status, cost, attempts, model_asked, input_tokens, output_tokens, "
     "cached_tokens, reasoning_tokens, cache_write_tokens, latency_ms, overhead_ms"
 )
 """Postgres: what the inserting statement must return."""
 POSTGRES = _statement("new", _POSTGRES_HOUR, _POSTGRES_MICROS, "1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5")
 """Postgres: add the rows of `new`, which the inserting statement returned; in one order, so that replicas never deadlock."""
+POSTGRES_KEYS = _keys("new", _POSTGRES_HOUR, "1, 2, 3 ORDER BY 1, 2, 3")

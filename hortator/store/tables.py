@@ -202,3 +202,15 @@ usage_rollups = Table(
     Index(None, "hour"),
 )
 """Sums of `usage_events`, kept by `usage.py` in the transaction that inserts. Reports read these and never a day of records."""
+
+key_rollups = Table(
+    "key_rollups",
+    metadata,
+    Column("hour", Instant, primary_key=True),
+    Column("tenant_id", Uuid(as_uuid=False), primary_key=True),
+    Column("key_hash", String(64), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("cost", Money, nullable=False),
+)
+"""What each key has used, kept in the same transaction: counters of limits that are lost are made anew from these."""

@@ -94,7 +94,7 @@ def _postgres_insert() -> str:
     return (
         f"WITH new AS (INSERT INTO usage_events ({_NAMES}) SELECT {values} FROM unnest({arrays}) AS row({_NAMES}) "  # noqa: S608 - constants
         f"ON CONFLICT (event_id) DO NOTHING RETURNING {rollups.POSTGRES_COLUMNS}), "
-        f"sums AS ({rollups.POSTGRES}) SELECT count(*) FROM new"
+        f"sums AS ({rollups.POSTGRES}), keys AS ({rollups.POSTGRES_KEYS}) SELECT count(*) FROM new"
     )
 
 
@@ -153,4 +153,5 @@ def _insert_sqlite(rows: Sequence[UsageRow], connection: sqlite3.Connection) -> 
         new += connection.executemany(_SQLITE_INSERT, values[whole:]).rowcount
     if new:
         connection.execute(rollups.SQLITE, (last,))
+        connection.execute(rollups.SQLITE_KEYS, (last,))
     return new

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import sqlalchemy
 
 from hortator.call import TenantId
@@ -124,10 +126,12 @@ async def test_reports_use_an_index(database: Database) -> None:
 async def test_the_migration_adds_up_what_was_there_before_it(database: Database) -> None:
     """Take the tables back to what they were, and migrate again."""
     await insert_usage(database, some_rows(5, 300))
+    keys = await by_key(database)
     async with database.write() as connection:
         brin = "CREATE INDEX ix_usage_events_timestamp_brin ON usage_events USING brin (timestamp)"
         statements = [
             "DROP TABLE usage_rollups",
+            "DROP TABLE key_rollups",
             "DROP INDEX ix_usage_events_timestamp",
             "ALTER TABLE api_keys DROP COLUMN config",  # a later revision adds it
             "UPDATE alembic_version SET version_num = '0001'",
@@ -137,6 +141,30 @@ async def test_the_migration_adds_up_what_was_there_before_it(database: Database
             await connection.execute(sqlalchemy.text(statement))
     assert await schema.migrate(database)
     assert await rolled_up(database) == await added_up(database)
+    assert await by_key(database) == keys
+
+
+async def by_key(database: Database, since: datetime = EVER[0]) -> dict[tuple[str, str], reports.KeySums]:
+    found = await reports.key_sums(database, OperatorScope(), since, 1000)
+    return {(one.tenant_id, one.key_hash): one for one in found}
+
+
+async def test_what_each_key_used_is_added_up_from_an_hour_on_once(database: Database) -> None:
+    """Requests are those that were let through: an attempt was made for them."""
+    rows = [*some_rows(7, 200), *(row(900 + n, tenant_id=TENANTS[0].replace("-", ""), attempts=0) for n in range(5))]
+    rows = [msgspec.structs.replace(one, key_hash=f"{n % 4:064x}") for n, one in enumerate(rows)]
+    await insert_usage(database, rows)
+    await insert_usage(database, rows)
+    since = HOUR + timedelta(hours=1)
+    expected: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for one in rows:
+        if one.timestamp >= since.strftime("%Y-%m-%d %H:%M:%S.%f"):
+            sums = expected[str(uuid.UUID(one.tenant_id)), one.key_hash]
+            sums[0] += one.attempts > 0
+            sums[1] += (one.input_tokens or 0) + (one.output_tokens or 0)
+            sums[2] += one.cost or 0
+    found = {key: [v.requests, v.tokens, v.cost] for key, v in (await by_key(database, since)).items()}
+    assert found == {key: [v[0], v[1], Decimal(v[2]).scaleb(-10)] for key, v in expected.items()}
 
 
 async def test_pages_by_cursor_show_each_record_once_also_of_one_moment(database: Database) -> None:

@@ -17,7 +17,7 @@ from hortator.store.usage import insert_usage
 from tests.store.test_usage import row
 
 PACKAGE = Path(hortator.__file__).parent
-OWNED = {"api_keys", "tasks", "usage_events", "usage_rollups"}
+OWNED = {"api_keys", "key_rollups", "tasks", "usage_events", "usage_rollups"}
 WITHOUT_TENANT = {
     "find_keys": "asks whose a key is",
     "match_keys": "the operator's search",
@@ -54,6 +54,7 @@ def test_no_other_file_touches_a_tenants_table() -> None:
         "store/usage.py",
         "store/migrations/versions/0001_first_tables.py",
         "store/migrations/versions/0002_usage_rollups.py",
+        "store/migrations/versions/0004_key_rollups.py",
     }
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
@@ -82,7 +83,7 @@ def test_only_reports_may_see_every_tenant() -> None:
         for path in PACKAGE.rglob("*.py")
         if "OperatorScope" in path.read_text("utf-8")
     }
-    assert users == {"store/queries.py", "store/reports.py", "ledger/reports.py"}
+    assert users == {"store/queries.py", "store/reports.py", "ledger/reports.py", "tenancy/spending.py"}
 
 
 def test_every_query_on_a_tenants_table_is_in_the_scope() -> None:
