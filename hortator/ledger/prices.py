@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from math import ceil
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -63,6 +64,7 @@ _LIST_KINDS = {
     "output_reasoning_mtok": "reasoning",
 }
 _MAX_CACHED = 4096
+NANO = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,36 @@ class Price:
     reasoning: Rate | None = None
     request: Decimal = Decimal(0)
     """US dollars a request."""
+    fast: tuple[int, int, int] | None = field(init=False, repr=False, compare=False, default=None)
+    """Of a price whose rates are the same for every call: a request, an input and an output token, in 1e-18 dollars."""
+
+    def __post_init__(self) -> None:
+        """Find out whether the price is that simple."""
+        known = (
+            self.request,
+            *(rate.base for rate in (self.input, self.output) if rate is not None and not rate.tiers),
+        )
+        whole = [amount.scaleb(18) for amount in known]
+        if len(known) == 3 and all(amount == int(amount) for amount in whole):
+            object.__setattr__(self, "fast", tuple(map(int, whole)))
+
+    def billionths(self, usage: Usage) -> int | None:
+        """`cost` in billionths of a dollar, rounded up: for budgets, which ask twice a call."""
+        tokens, output = usage.input, usage.output
+        if (
+            self.fast is not None
+            and tokens is not None
+            and output is not None
+            and not (
+                (self.cached and usage.cached)
+                or (self.cache_write and usage.cache_write)
+                or (self.reasoning and usage.reasoning)
+            )
+        ):
+            request, per_input, per_output = self.fast
+            return -(-(request + per_input * max(0, tokens) + per_output * max(0, output)) // NANO)
+        cost = self.cost(usage)
+        return None if cost is None else ceil(cost * NANO)
 
     def cost(self, usage: Usage) -> Decimal | None:
         """US dollars, exact. None when the usage is not known, or has tokens that have no price."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,25 @@ def test_the_answers_kept_are_bounded() -> None:
 def test_the_names_of_listed_providers_are_those_of_the_list() -> None:
     """They decide whether the list is loaded at all; a newer list with another provider must be noticed."""
     assert {provider.id for provider in get_snapshot().providers} == LISTED_PROVIDERS
+
+
+@given(
+    rates=st.dictionaries(
+        st.sampled_from(["input", "output", "cached", "reasoning"]),
+        st.decimals(0, 100, places=4, allow_nan=False),
+        min_size=1,
+    ).filter(lambda found: bool({"input", "output"} & found.keys())),
+    counts=st.lists(st.one_of(st.none(), st.integers(0, 10**7)), min_size=4, max_size=4),
+)
+def test_what_a_budget_counts_is_the_cost_in_billionths_rounded_up(
+    rates: dict[str, Decimal], counts: list[int | None]
+) -> None:
+    book = PriceBook({"one": {"m": {kind: str(rate) for kind, rate in rates.items()}}})
+    price = book.price("one", "m")
+    assert price is not None
+    given, output, cached, reasoning = counts
+    usage = Usage(input=given, output=output, cached=cached, reasoning=reasoning)
+    cost = price.cost(usage)
+    if cost is None or (cached or 0) > (given or 0) or (reasoning or 0) > (output or 0):
+        return
+    assert price.billionths(usage) == ceil(cost * 10**9)
