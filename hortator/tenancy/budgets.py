@@ -7,22 +7,19 @@ costs comes as a function from the composition root; callers without limits neve
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from decimal import ROUND_CEILING, Decimal
-from itertools import count
-from secrets import token_hex
+from functools import lru_cache
+from math import ceil, inf
 
 import msgspec
 
-from hortator.call import Call, Caller, Deployment, Limit, LimitKind, Usage
+from hortator.call import Call, Caller, Deployment, KeyHash, Limit, LimitKind, Operation, Usage
 from hortator.errors import Forbidden, LimitsUnavailable, RateLimited
 from hortator.tenancy.counters import CounterGauges, Counters, Hold, Used, Verdict
-from hortator.tenancy.limits import NANO
 
-Price = Callable[[Deployment, str | None, Usage], Decimal | None]
-"""Dollars that a usage costs at a deployment, given the model name in its reply; None = no price is known."""
+Price = Callable[[Deployment, str | None, Usage], int | None]
+"""Billionths of a dollar that a usage costs at a deployment, given the model name in its reply; None = no price is known."""
 Headers = list[tuple[bytes, bytes]]
 
 BYTES_A_TOKEN = 4
@@ -31,9 +28,26 @@ ATTACHMENT_TOKENS = 1_000
 BUSY_SECONDS = 1.0
 """Retry-After of a call that came while too many others of the same caller ran."""
 MAX_TOKENS = 10**12
-_PROMPT = ("messages", "tools", "functions", "response_format")
+_PROMPT: Mapping[Operation, tuple[str, ...]] = {
+    "chat": ("messages", "tools", "functions", "response_format"),
+    "responses": ("input", "instructions", "tools", "text"),
+    "messages": ("messages", "system", "tools"),
+    "completions": ("prompt", "suffix"),
+    "embeddings": ("input",),
+    "moderations": ("input",),
+}
+"""What of a body is input."""
+_MAXIMUM: Mapping[Operation, tuple[str, ...]] = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "responses": ("max_output_tokens",),
+    "messages": ("max_tokens",),
+    "completions": ("max_tokens",),
+}
+"""What says how long an answer may be; dialects that are not here have none."""
+_SMALLEST_EMBEDDED = 2_000
 _EMBEDDED = re.compile(rb"[A-Za-z0-9+/=_\\-]{2000,}")
 _DEGRADED = (b"x-hortator-degraded", b"limits")
+_MAX_PLANS = 10_000
 _WHOLE = msgspec.json.Decoder(int | None)
 _CODES: Mapping[LimitKind, tuple[str, str]] = {
     "requests": ("rate_limit_exceeded", "Request rate limit exceeded"),
@@ -48,7 +62,61 @@ class Reservation(msgspec.Struct):
 
     hold: Hold
     headers: Headers
-    reserved: Used
+    tokens: int
+    money: int
+    """Billionths of a US dollar."""
+
+
+class BudgetGauges(msgspec.Struct, frozen=True):
+    """State of the limits, for metrics. Totals are of calls with limits, in this process."""
+
+    counter: CounterGauges
+    reserved: int
+    settled: int
+    """Counted by what they used."""
+    refunded: int
+    """Ended without having used anything: what they had reserved was given back."""
+    passed: int
+    """Not counted, because the counter could not tell."""
+    unavailable: int
+    """Refused, because the counter could not tell."""
+    refused: Mapping[LimitKind, int]
+    """By the kind of the limit that stood in the way."""
+    tokens: tuple[int, int]
+    """Reserved; used in the end."""
+    money: tuple[int, int]
+    """The same, billionths of a US dollar."""
+
+
+class _Plan:
+    """What can be said of a caller's limits before there is a call."""
+
+    __slots__ = ("counts_money", "counts_tokens", "limits", "needs", "shown")
+
+    def __init__(self, limits: tuple[Limit, ...]) -> None:
+        self.limits = limits
+        kinds = [limit.kind for limit in limits]
+        self.counts_money = "money" in kinds
+        self.counts_tokens = self.counts_money or "tokens" in kinds
+        self.needs = [{"tokens": 1, "money": 2}.get(kind, 0) for kind in kinds]
+        """Of each limit: which of (1, tokens, money) a call needs of it."""
+        self.shown: list[_Shown] = []
+        for kind, name in (("requests", b"requests"), ("tokens", b"tokens")):
+            places = [place for place, one in enumerate(kinds) if one == kind]
+            if places:
+                self.shown.append(_Shown(name, places, limits))
+
+
+class _Shown:
+    """The `x-ratelimit-` headers of one kind, as far as they are the same for every call."""
+
+    __slots__ = ("first", "limits", "others", "remaining", "reset")
+
+    def __init__(self, name: bytes, places: list[int], limits: tuple[Limit, ...]) -> None:
+        self.first, *self.others = places
+        self.limits = {place: (b"x-ratelimit-limit-" + name, b"%d" % limits[place].amount) for place in places}
+        self.remaining = b"x-ratelimit-remaining-" + name
+        self.reset = b"x-ratelimit-reset-" + name
 
 
 class Budgets:
@@ -69,13 +137,25 @@ class Budgets:
         self._price = price
         self._default_output = default_max_output_tokens
         self._fail_open = fail_open
-        self._replica = token_hex(8)
-        self._number = count()
+        self._plans: dict[KeyHash, _Plan] = {}
+        self._reserved = self._settled = self._refunded = self._passed = self._unavailable = 0
+        self._refused: dict[LimitKind, int] = dict.fromkeys(_CODES, 0)
+        self._tokens_reserved = self._tokens_used = self._money_reserved = self._money_used = 0
 
     @property
-    def gauges(self) -> CounterGauges:
-        """The counter's state."""
-        return self._counters.gauges
+    def gauges(self) -> BudgetGauges:
+        """The state now."""
+        return BudgetGauges(
+            counter=self._counters.gauges,
+            reserved=self._reserved,
+            settled=self._settled,
+            refunded=self._refunded,
+            passed=self._passed,
+            unavailable=self._unavailable,
+            refused=self._refused,
+            tokens=(self._tokens_reserved, self._tokens_used),
+            money=(self._money_reserved, self._money_used),
+        )
 
     async def start(self) -> None:
         """Start the counter."""
@@ -87,25 +167,28 @@ class Budgets:
 
     async def reserve(self, caller: Caller, call: Call, candidates: Sequence[Deployment]) -> Reservation:
         """Take what the call may use at most from all its limits. Raises RateLimited, having taken nothing; LimitsUnavailable."""
-        requested = Used(1, 0, 0)
-        kinds = [limit.kind for limit in caller.limits]
-        if "tokens" in kinds or "money" in kinds:
+        plan = self._plans.get(caller.key_hash)
+        if plan is None or plan.limits is not caller.limits:
+            plan = self._new_plan(caller)
+        tokens = money = 0
+        if plan.counts_tokens:
             input_tokens, output_tokens = self._estimate(call)
-            money = 0
-            if "money" in kinds:
+            tokens = input_tokens + output_tokens
+            if plan.counts_money:
                 money = self._dearest(candidates, Usage(input=input_tokens, output=output_tokens))
-            requested = Used(1, input_tokens + output_tokens, money)
-        needs = [_need(limit, requested) for limit in caller.limits]
-        hold = Hold(f"{self._replica}-{next(self._number)}", caller.tenant_id, caller.limits, needs)
+        amounts = (1, tokens, money)
+        hold = Hold("", caller.tenant_id, plan.limits, [amounts[which] for which in plan.needs])
         verdict = await self._counters.reserve(hold)
         if verdict is None:
-            if not all(self._fail_open[kind] for kind in kinds):
-                self._counters.settle(hold, Used(0, 0, 0))
-                raise LimitsUnavailable("What this key has used cannot be counted now; try again.", retry_after=1)
-            return Reservation(hold, [_DEGRADED], requested)
+            return self._unknown(hold, tokens, money)
         if not verdict.fits:
-            raise _refusal(hold, verdict)
-        return Reservation(hold, rate_headers(hold, verdict), requested)
+            error, kind = _refusal(plan, hold, verdict)
+            self._refused[kind] += 1
+            raise error
+        self._reserved += 1
+        self._tokens_reserved += tokens
+        self._money_reserved += money
+        return Reservation(hold, _rate_headers(plan, hold.needs, verdict), tokens, money)
 
     def settle(
         self, reservation: Reservation, usage: Usage, deployment: Deployment | None, model: str | None, complete: bool
@@ -115,36 +198,76 @@ class Budgets:
         An answer whose usage nobody knows counts as reserved; a call that failed without any counts nothing but itself (the
         requests of a minute are those that were let through).
         """
-        reserved = reservation.reserved
-        if usage.input is None and usage.output is None:
-            used = reserved if complete else Used(1, 0, 0)
+        tokens, money = reservation.tokens, reservation.money
+        if not tokens:
+            # Neither tokens nor money are limited: a call that is counted needs one token at least.
+            self._settled += 1
+        elif usage.input is not None or usage.output is not None:
+            known = usage
+            if (usage.input or -1) < 0 or (usage.output or -1) < 0:
+                known = msgspec.structs.replace(usage, input=max(0, usage.input or 0), output=max(0, usage.output or 0))
+            tokens = min(MAX_TOKENS, (known.input or 0) + (known.output or 0))
+            if deployment is not None:
+                cost = self._price(deployment, model, known) if money else None
+                money = money if cost is None else cost
+            else:
+                money = 0
+            self._settled += 1
+        elif complete:
+            self._settled += 1
         else:
-            input_tokens, output_tokens = max(0, usage.input or 0), max(0, usage.output or 0)
-            money = 0
-            if reserved.money and deployment is not None:
-                known = msgspec.structs.replace(usage, input=input_tokens, output=output_tokens)
-                cost = self._price(deployment, model, known)
-                money = reserved.money if cost is None else _nano(cost)
-            used = Used(1, min(MAX_TOKENS, input_tokens + output_tokens), money)
-        self._counters.settle(reservation.hold, used)
+            tokens = money = 0
+            self._refunded += 1
+        self._tokens_used += tokens
+        self._money_used += money
+        self._counters.settle(reservation.hold, Used(1, tokens, money))
+
+    def _new_plan(self, caller: Caller) -> _Plan:
+        """Remember the plan of a key; a bounded number of them."""
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans.pop(next(iter(self._plans)))
+        known = self._plans.get(caller.key_hash)
+        if known is not None and known.limits == caller.limits:
+            known.limits = caller.limits
+            return known
+        plan = self._plans[caller.key_hash] = _Plan(caller.limits)
+        return plan
+
+    def _unknown(self, hold: Hold, tokens: int, money: int) -> Reservation:
+        """What to do with a call of which the counter cannot tell whether it fits. Raises LimitsUnavailable."""
+        if all(self._fail_open[limit.kind] for limit in hold.limits):
+            self._passed += 1
+            return Reservation(hold, [_DEGRADED], tokens, money)
+        self._counters.settle(hold, Used(0, 0, 0))
+        self._unavailable += 1
+        raise LimitsUnavailable("What this key has used cannot be counted now; try again.", retry_after=1)
 
     def _estimate(self, call: Call) -> tuple[int, int]:
         """Return the tokens a call may take at most: of its input, from its bytes; of its answers, as asked or the default."""
+        body, operation = call.body, call.operation
         size = 0
-        for field in _PROMPT:
-            raw = call.body.get(field)
+        for field in _PROMPT[operation]:
+            raw = body.get(field)
             if raw is not None:
-                size += _prompt_size(bytes(raw))
-        asked = _whole(call, "max_completion_tokens")
-        if asked is None:
-            asked = _whole(call, "max_tokens")
-        output = self._default_output if asked is None else max(0, asked)
-        answers = max(1, _whole(call, "n") or 1)
-        return max(1, -(-size // BYTES_A_TOKEN)), min(MAX_TOKENS, output * answers)
+                length = len(raw)
+                size += length if length < _SMALLEST_EMBEDDED else _prompt_size(bytes(raw))
+        maximum = _MAXIMUM.get(operation)
+        output = 0
+        if maximum is not None:
+            asked = None
+            for field in maximum:
+                raw = body.get(field)
+                if raw is not None and asked is None:
+                    asked = _whole(raw)
+            output = self._default_output if asked is None else max(0, asked)
+            many = body.get("n")
+            if many is not None:
+                output *= max(1, _whole(many) or 1)
+        return max(1, -(-size // BYTES_A_TOKEN)), output if output < MAX_TOKENS else MAX_TOKENS
 
     def _dearest(self, candidates: Sequence[Deployment], usage: Usage) -> int:
         """Return what a usage costs at most where the call may go. Raises Forbidden when that cannot be said."""
-        dearest = Decimal(0)
+        dearest = 0
         for deployment in candidates:
             cost = self._price(deployment, None, usage)
             if cost is None:
@@ -153,51 +276,49 @@ class Budgets:
                     code="model_not_priced",
                     param="model",
                 )
-            dearest = max(dearest, cost)
-        return _nano(dearest)
+            if cost > dearest:
+                dearest = cost
+        return dearest
 
 
-def rate_headers(hold: Hold, verdict: Verdict) -> Headers:
-    """Return `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` of the limits that are nearest, as they are after the call."""
+def _rate_headers(plan: _Plan, needs: Sequence[int], verdict: Verdict) -> Headers:
+    """Return `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` of the limits that are nearest, after a call with these needs."""
+    limits, used = plan.limits, verdict.used
     headers: Headers = []
-    for kind, name in (("requests", b"requests"), ("tokens", b"tokens")):
-        nearest, left = -1, 0
-        for place, limit in enumerate(hold.limits):
-            if limit.kind == kind:
-                remaining = limit.amount - verdict.used[place] - (hold.needs[place] if verdict.fits else 0)
-                if nearest < 0 or remaining < left:
-                    nearest, left = place, remaining
-        if nearest >= 0:
-            headers.append((b"x-ratelimit-limit-" + name, b"%d" % hold.limits[nearest].amount))
-            headers.append((b"x-ratelimit-remaining-" + name, b"%d" % max(0, left)))
-            headers.append((b"x-ratelimit-reset-" + name, go_duration(verdict.ends[nearest])))
+    for shown in plan.shown:
+        nearest = shown.first
+        left = limits[nearest].amount - used[nearest] - needs[nearest]
+        for place in shown.others:
+            remaining = limits[place].amount - used[place] - needs[place]
+            if remaining < left:
+                nearest, left = place, remaining
+        headers.append(shown.limits[nearest])
+        headers.append((shown.remaining, b"%d" % left if left > 0 else b"0"))
+        headers.append((shown.reset, go_duration(verdict.ends[nearest])))
     return headers
 
 
 def go_duration(seconds: float) -> bytes:
     """Write a duration as Go does and clients of OpenAI expect: `120ms`, `12s`, `6m0s`, `1h0m0s`."""
-    if seconds < 1:
-        return b"%dms" % max(0, math.ceil(seconds * 1000))
-    minutes, rest = divmod(math.ceil(seconds), 60)
+    return _whole_duration(ceil(seconds)) if seconds >= 1 else b"%dms" % max(0, ceil(seconds * 1000))
+
+
+@lru_cache(maxsize=4096)
+def _whole_duration(seconds: int) -> bytes:
+    minutes, rest = divmod(seconds, 60)
     if not minutes:
         return b"%ds" % rest
     hours, minutes = divmod(minutes, 60)
     return b"%dh%dm%ds" % (hours, minutes, rest) if hours else b"%dm%ds" % (minutes, rest)
 
 
-def _need(limit: Limit, requested: Used) -> int:
-    if limit.kind == "tokens":
-        return requested.tokens
-    return requested.money if limit.kind == "money" else 1
-
-
-def _refusal(hold: Hold, verdict: Verdict) -> RateLimited:
-    """Return the error of the limit that stands longest in the way: one the call never fits in, else the one that ends last."""
+def _refusal(plan: _Plan, hold: Hold, verdict: Verdict) -> tuple[RateLimited, LimitKind]:
+    """Return the error, and the kind, of the limit that stands longest in the way: one the call never fits in, else the one that ends last."""
 
     def wait(place: int) -> float:
         limit = hold.limits[place]
         if hold.needs[place] > limit.amount:
-            return math.inf
+            return inf
         return BUSY_SECONDS if limit.kind == "concurrent" else verdict.ends[place]
 
     full = [place for place, limit in enumerate(hold.limits) if verdict.used[place] + hold.needs[place] > limit.amount]
@@ -205,32 +326,31 @@ def _refusal(hold: Hold, verdict: Verdict) -> RateLimited:
     limit, seconds = hold.limits[place], wait(place)
     code, reason = _CODES[limit.kind]
     whose = limit.key.partition(":")[0]
-    if seconds == math.inf:
+    if seconds == inf:
         said = "This request alone may use more than that; ask for less, for example with a lower max_tokens."
     else:
-        said = f"Try again in {max(1, math.ceil(seconds))} s."
-    return RateLimited(
+        said = f"Try again in {max(1, ceil(seconds))} s."
+    error = RateLimited(
         f"{reason}: {limit.text} for this {whose}. {said}",
         code=code,
-        retry_after=None if seconds == math.inf else max(1, math.ceil(seconds)),
-        headers=tuple(rate_headers(hold, verdict)),
+        retry_after=None if seconds == inf else max(1, ceil(seconds)),
+        headers=tuple(_rate_headers(plan, [0] * len(hold.needs), verdict)),
     )
+    return error, limit.kind
 
 
 def _prompt_size(raw: bytes) -> int:
     """Bytes of text in a part of the body; an embedded image or file counts for `ATTACHMENT_TOKENS`."""
-    if b";base64," not in raw:
+    if raw.find(b";base64,") < 0:
         return len(raw)
     embedded = [len(found[0]) for found in _EMBEDDED.finditer(raw)]
     return len(raw) - sum(embedded) + len(embedded) * ATTACHMENT_TOKENS * BYTES_A_TOKEN
 
 
-def _whole(call: Call, field: str) -> int | None:
-    """A whole number of the body, whose type the door has checked."""
-    raw = call.body.get(field)
-    return None if raw is None else _WHOLE.decode(raw)
-
-
-def _nano(dollars: Decimal) -> int:
-    """Billionths, rounded up."""
-    return int((dollars * NANO).to_integral_value(ROUND_CEILING))
+def _whole(raw: msgspec.Raw) -> int | None:
+    """A whole number of the body. Doors check the types that matter to them; what is none here is none asked for."""
+    try:
+        number: int | None = _WHOLE.decode(raw)
+    except msgspec.ValidationError:
+        return None
+    return number

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -122,6 +123,19 @@ def _texts(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The limits of a `config`. What was put there by hand and is no text is kept, as a limit that cannot be read."""
     value = config.get("limits", [])
     return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
+
+
+def window(seconds: int, now: float) -> tuple[float, float]:
+    """Return the window that holds the moment `now`, from and to, Unix time. 0 seconds: one without end."""
+    if seconds == 0:
+        return 0.0, float("inf")
+    if seconds == MONTH:
+        moment = datetime.fromtimestamp(now, UTC)
+        start = datetime(moment.year, moment.month, 1, tzinfo=UTC)
+        end = datetime(moment.year + moment.month // 12, moment.month % 12 + 1, 1, tzinfo=UTC)
+        return start.timestamp(), end.timestamp()
+    start_second = int(now) // seconds * seconds
+    return float(start_second), float(start_second + seconds)
 
 
 @lru_cache(maxsize=4096)

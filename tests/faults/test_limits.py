@@ -226,6 +226,33 @@ def test_while_redis_is_slow_requests_pass_and_budgets_do_not_and_then_both_coun
         assert gateway.door.call("GET", "/ready").json["limits"]["degraded"] is False
 
 
+@pytest.mark.parametrize("on_redis", [False, True])
+def test_a_restart_of_the_gateway_or_of_redis_grants_nobody_a_fresh_budget(
+    tmp_path: Path, upstream: Upstream, own_redis: str, on_redis: bool
+) -> None:
+    """The scripted provider reports 18 tokens a call."""
+    changes = {"redis": {"url": own_redis, "deadline_ms": 5000}} if on_redis else {}
+    with running_gateway(tmp_path, upstream, **changes) as gateway:
+        one, mark = door(gateway, "400 tokens/month"), upstream.plan("ok")
+        ids = [one.chat(MODEL, mark, **SMALL).header("x-request-id") or "" for _ in range(5)]
+        for request_id in ids:
+            gateway.row(request_id)
+        if on_redis:
+            with Connection(urlsplit(own_redis).port or 6379) as control:
+                control.send(b"FLUSHALL\r\n")
+                assert control.file.readline() == b"+OK\r\n"
+        else:
+            gateway.terminate()
+            assert gateway.wait() == 0
+            gateway.start()
+        kept = eventually(lambda: _counted(one.chat(MODEL, mark, **SMALL)), "the budget to be known again")
+        assert int(kept.header("x-ratelimit-remaining-tokens") or 400) <= 400 - 5 * 18
+
+
+def _counted(reply: Reply) -> Reply | None:
+    return reply if reply.status == 200 and reply.header("x-hortator-degraded") is None else None
+
+
 def test_a_gateway_starts_and_serves_without_its_redis(tmp_path: Path, upstream: Upstream) -> None:
     with running_gateway(tmp_path, upstream, redis={"url": "redis://127.0.0.1:1/0"}) as gateway:
         mark = upstream.plan("ok")

@@ -8,7 +8,6 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -23,6 +22,7 @@ from hortator.call import (
     Deployment,
     KeyHash,
     ModelId,
+    Operation,
     ProviderId,
     RequestId,
     TenantId,
@@ -30,18 +30,23 @@ from hortator.call import (
 )
 from hortator.errors import Forbidden, HortatorError, LimitsUnavailable, RateLimited
 from hortator.tenancy.budgets import Budgets, Price, Reservation, go_duration
-from hortator.tenancy.counters import Counters, Hold, MemoryCounters, Used, window
-from hortator.tenancy.limits import MONTH, limits_of
+from hortator.tenancy.counters import Counters, Hold, MemoryCounters, Used
+from hortator.tenancy.limits import MONTH, limits_of, window
 from hortator.tenancy.redis_counters import RedisCounters
+from hortator.tenancy.redis_wire import address, connect
+from hortator.tenancy.spending import Spent, StoreSilent
 
 PLACE = Deployment(id="one/m", provider=ProviderId("one"), model="m")
 OPEN = {"requests": True, "concurrent": True, "tokens": False, "money": False}
 PATIENCE = 20
 
 
-def cents(deployment: Deployment, model: str | None, usage: Usage) -> Decimal | None:
+CENT = 10_000_000
+
+
+def cents(deployment: Deployment, model: str | None, usage: Usage) -> int | None:
     """A token costs a cent; nothing is known of the model `unknown`."""
-    return None if deployment.model == "unknown" else Decimal((usage.input or 0) + (usage.output or 0)) / 100
+    return None if deployment.model == "unknown" else CENT * ((usage.input or 0) + (usage.output or 0))
 
 
 def budgets(counters: Counters, price: Price = cents) -> Budgets:
@@ -196,8 +201,8 @@ async def test_an_answer_that_took_more_than_was_reserved_counts_in_full(counter
 async def test_money_is_what_the_dearest_candidate_costs_and_then_what_was_paid(counters: Counters) -> None:
     await early()
 
-    def price(deployment: Deployment, model: str | None, usage: Usage) -> Decimal:
-        return Decimal("0.02" if model == "dear" else "0.01") * ((usage.input or 0) + (usage.output or 0))
+    def price(deployment: Deployment, model: str | None, usage: Usage) -> int:
+        return CENT * (2 if model == "dear" else 1) * ((usage.input or 0) + (usage.output or 0))
 
     who, room = caller("1 usd/day"), budgets(counters, price)
     held = await room.reserve(who, call(max_tokens=90), [PLACE])
@@ -300,6 +305,26 @@ async def test_what_is_reserved_is_the_input_and_the_longest_answer(fields: dict
     assert held.hold.needs == [tokens]
 
 
+@pytest.mark.parametrize(
+    ("operation", "fields", "tokens"),
+    [
+        ("responses", {"input": "x" * 38, "max_output_tokens": 7}, 17),
+        ("responses", {"input": "x" * 38, "instructions": "x" * 38}, 70),
+        ("messages", {"system": "x" * 38, "max_tokens": 7}, 27),
+        ("completions", {"prompt": "x" * 38, "max_tokens": 7, "n": 2}, 24),
+        ("embeddings", {"input": "x" * 38}, 10),
+        ("moderations", {"input": "x" * 38}, 10),
+        ("completions", {"prompt": "x" * 38, "max_tokens": "many"}, 60),
+    ],
+)
+async def test_each_dialect_is_reserved_by_its_own_fields(
+    operation: Operation, fields: dict[str, Any], tokens: int
+) -> None:
+    asked = msgspec.structs.replace(call(**fields), operation=operation)
+    held = await budgets(MemoryCounters()).reserve(caller("1000 tokens/hour"), asked, [PLACE])
+    assert held.hold.needs == [tokens]
+
+
 async def test_an_embedded_image_is_not_counted_by_its_bytes() -> None:
     image = "data:image/png;base64," + "A" * 1_000_000
     held = await budgets(MemoryCounters()).reserve(
@@ -397,3 +422,120 @@ def test_no_order_of_calls_ever_reserves_more_than_the_limit(steps: list[tuple[i
 )
 def test_durations_are_written_as_clients_read_them(seconds: float, text: bytes) -> None:
     assert go_duration(seconds) == text
+
+
+async def spent(who: Caller, **amounts: int) -> list[Spent]:
+    """What a ledger would say of a caller's counters, by kind."""
+    now = time.time()
+    found = []
+    for limit in who.limits:
+        start, end = window(limit.window, now)
+        found.append(Spent(who.tenant_id, limit.key, start, end, amounts[limit.kind]))
+    return found
+
+
+def left(held: Reservation, kind: bytes) -> int:
+    return int(dict(held.headers)[b"x-ratelimit-remaining-" + kind])
+
+
+async def test_counters_that_begin_anew_begin_with_what_the_ledger_knows(redis_url: str) -> None:
+    """A restart of the process, or of Redis, grants nobody a fresh budget."""
+    await early()
+    who = caller("1000 tokens/month", "10 usd/month", tenant=["5 requests/day"])
+
+    async def read(now: float) -> list[Spent]:
+        return await spent(who, requests=3, tokens=800, money=9 * 10**9)
+
+    prefix = f"test-{uuid.uuid4().hex}"
+    redis = RedisCounters(redis_url, deadline=5.0, hold_seconds=100, prefix=prefix, spending=read)
+    for counters in (MemoryCounters(spending=read), redis):
+        await counters.start()
+        room = budgets(counters)
+        held = await room.reserve(who, call(max_tokens=40), [PLACE])
+        assert (left(held, b"tokens"), left(held, b"requests")) == (150, 1)
+        with pytest.raises(RateLimited) as refused:
+            await room.reserve(who, call(max_tokens=60), [PLACE])
+        assert refused.value.code == "budget_exceeded"
+        await counters.close()
+
+
+async def test_a_redis_that_lost_its_counts_is_told_them_once_whoever_notices(redis_url: str) -> None:
+    await early()
+    who, prefix, reads = caller("1000 tokens/month"), f"test-{uuid.uuid4().hex}", list[float]()
+
+    async def read(now: float) -> list[Spent]:
+        reads.append(now)
+        return await spent(who, tokens=600)
+
+    async with AsyncExitStack() as stack:
+        both = []
+        for _ in range(2):
+            one = RedisCounters(redis_url, deadline=5.0, hold_seconds=100, prefix=prefix, spending=read)
+            await one.start()
+            stack.push_async_callback(one.close)
+            both.append(one)
+        assert len(reads) == 1
+        control = await connect(address(redis_url), lambda wire: None)
+        stack.callback(control.abort)
+        keys = await control.ask(
+            b"EVAL", b"return cjson.encode(redis.call('KEYS', ARGV[1]))", b"0", f"{prefix}:*".encode()
+        )
+        await control.ask(b"DEL", *(key.encode() for key in msgspec.json.decode(keys, type=list[str])))
+        rooms = [budgets(one) for one in both]
+        for room in rooms:
+            with pytest.raises(LimitsUnavailable):
+                await room.reserve(who, call(max_tokens=10), [PLACE])
+        async with asyncio.timeout(PATIENCE):
+            while any(one.gauges.degraded for one in both):
+                await asyncio.sleep(0.01)
+        held, codes = await race(rooms, who, call(max_tokens=10), 100)
+    assert (len(held), codes) == (20, {"token_limit_exceeded": 80})
+    assert sum(one.gauges.rebuilt for one in both) >= 2
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+async def test_until_the_ledger_answers_limits_hold_as_when_redis_is_gone(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hortator.tenancy.counters.RETRY_SECONDS", 0.01)
+    who, down = caller("1000 tokens/month"), True
+
+    async def read(now: float) -> list[Spent]:
+        if down:
+            raise StoreSilent
+        return await spent(who, tokens=900)
+
+    counters: Counters = MemoryCounters(spending=read)
+    if kind == "redis":
+        url, prefix = request.getfixturevalue("redis_url"), f"test-{uuid.uuid4().hex}"
+        counters = RedisCounters(url, deadline=5.0, hold_seconds=100, prefix=prefix, spending=read)
+    await counters.start()
+    room = budgets(counters)
+    assert counters.gauges.degraded
+    with pytest.raises(LimitsUnavailable):
+        await room.reserve(who, call(max_tokens=10), [PLACE])
+    assert (await room.reserve(caller("5 requests/hour"), call(), [PLACE])).headers == [
+        (b"x-hortator-degraded", b"limits")
+    ]
+    down = False
+    async with asyncio.timeout(PATIENCE):
+        while counters.gauges.degraded:
+            await asyncio.sleep(0.01)
+    with pytest.raises(RateLimited):
+        await room.reserve(who, call(max_tokens=100), [PLACE])
+    await counters.close()
+
+
+async def test_the_gauges_say_what_became_of_calls_and_why_others_were_refused(counters: Counters) -> None:
+    await early()
+    who, room = caller("100 tokens/hour", "3 concurrent"), budgets(counters)
+    first = await room.reserve(who, call(max_tokens=40), [PLACE])
+    second = await room.reserve(who, call(max_tokens=40), [PLACE])
+    with pytest.raises(RateLimited):
+        await room.reserve(who, call(max_tokens=40), [PLACE])
+    room.settle(first, Usage(input=10, output=7, source="reported"), PLACE, None, True)
+    room.settle(second, UNKNOWN_USAGE, PLACE, None, False)
+    found = room.gauges
+    assert (found.reserved, found.settled, found.refunded) == (2, 1, 1)
+    assert found.tokens == (100, 17)
+    assert found.refused == {"requests": 0, "tokens": 1, "money": 0, "concurrent": 0}
