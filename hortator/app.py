@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
-from decimal import Decimal
 from time import monotonic
 from typing import Any
 
@@ -38,9 +37,13 @@ from hortator.routing import Catalogue
 from hortator.settings import LOCAL, Settings, is_loopback
 from hortator.settings import Provider as ProviderSettings
 from hortator.store import Database, migrate, sqlite_url
-from hortator.tenancy import Budgets, Identity
+from hortator.tenancy import Admission, Budgets, Identity
+from hortator.tenancy.admission import AdmissionGauges
+from hortator.tenancy.budgets import BudgetGauges
 from hortator.tenancy.counters import Counters, MemoryCounters
+from hortator.tenancy.limits import NANO
 from hortator.tenancy.redis_counters import RedisCounters
+from hortator.tenancy.spending import spending
 
 MIGRATE_AGAIN_SECONDS = 5.0
 HOLD_MARGIN_SECONDS = 60
@@ -69,7 +72,12 @@ class App:
             flush_seconds=settings.ledger.flush_ms / 1000,
             counts=self._counts if settings.admin.enabled else None,
         )
-        self._budgets = budgets(settings, prices)
+        self._budgets = budgets(settings, prices, self.database)
+        self._admission = Admission(
+            max_concurrent=settings.admission.max_concurrent,
+            max_queue=settings.admission.max_queue,
+            max_wait=settings.admission.max_wait_ms / 1000,
+        )
         self._upstream = upstream(settings)
         self._local = local
         remote = {ProviderId(p.id): remote_provider(p, self._upstream) for p in settings.providers}
@@ -99,7 +107,15 @@ class App:
         if self._local is not None:
             await self._local.start()
         dispatch = Dispatch(self._providers, self.balance, retry.Retry(_retry_limits(self.settings)))
-        gateway = Gateway(self.settings, self._identity, lambda: self._catalogue, dispatch, self._ledger, self._budgets)
+        gateway = Gateway(
+            self.settings,
+            self._identity,
+            lambda: self._catalogue,
+            dispatch,
+            self._ledger,
+            self._budgets,
+            self._admission,
+        )
         self._door = OpenAIDoor(gateway, self.settings.server.max_body_bytes)
         self._tasks.append(asyncio.create_task(self._health.run(), name="health"))
         if not self._migrated:
@@ -155,6 +171,7 @@ class App:
             Reading("hortator_upstream_connections_idle", "Those of them without a request.", pool.idle_connections),
             Reading("hortator_upstream_waiting", "Requests waiting for a connection.", pool.waiting_requests),
         ]
+        found += _limit_readings(self._budgets.gauges, self._admission.gauges)
         sizes = {"known": keys.known, "refused": keys.refused, "waiting": keys.waiting}
         text = "Keys in the cache, by what is known of them."
         found += [Reading("hortator_identity_keys", text, size, {"state": state}) for state, size in sizes.items()]
@@ -194,7 +211,8 @@ class App:
             "deployments": self._deployments(),
             "model": model,
             "ledger": msgspec.to_builtins(self._ledger.gauges),
-            "limits": self._budgets.gauges._asdict(),
+            "admission": self._admission.gauges._asdict(),
+            "limits": self._budgets.gauges.counter._asdict(),
         }
 
     def _deployments(self) -> dict[str, Any]:
@@ -249,19 +267,21 @@ def _prices(settings: Settings, book: PriceBook) -> dict[str, float]:
     return found
 
 
-def budgets(settings: Settings, prices: PriceBook) -> Budgets:
+def budgets(settings: Settings, prices: PriceBook, store: Database) -> Budgets:
     """Return what counts the limits, in Redis where one is configured."""
-    counters: Counters = MemoryCounters()
+    spent = spending(store)
+    counters: Counters = MemoryCounters(spending=spent)
     if settings.redis.url is not None:
         counters = RedisCounters(
             settings.redis.url.reveal(),
             deadline=settings.redis.deadline_ms / 1000,
             hold_seconds=math.ceil(settings.timeouts.total_ms / 1000) + HOLD_MARGIN_SECONDS,
+            spending=spent,
         )
 
-    def price(deployment: Deployment, model: str | None, usage: Usage) -> Decimal | None:
+    def price(deployment: Deployment, model: str | None, usage: Usage) -> int | None:
         known = prices.price(deployment.provider, deployment.model, model)
-        return None if known is None else known.cost(usage)
+        return None if known is None else known.billionths(usage)
 
     return Budgets(
         counters,
@@ -269,6 +289,45 @@ def budgets(settings: Settings, prices: PriceBook) -> Budgets:
         default_max_output_tokens=settings.limits.default_max_output_tokens,
         fail_open=msgspec.structs.asdict(settings.limits.fail_open),
     )
+
+
+def _limit_readings(limits: BudgetGauges, admission: AdmissionGauges) -> list[Reading]:
+    """Read what limits and admission say of themselves."""
+    counter = limits.counter
+    found = [
+        Reading("hortator_limits_degraded", "1 while limits cannot be counted.", counter.degraded),
+        Reading("hortator_limits_counters", "Counters in memory.", counter.scopes),
+        Reading("hortator_limits_unsettled", "Settlements waiting for Redis.", counter.unsettled),
+        Reading("hortator_limits_dropped_total", "Settlements given up.", counter.dropped),
+        Reading("hortator_limits_redis_calls_total", "Batches that Redis has answered.", counter.calls),
+        Reading("hortator_limits_redis_seconds_total", "Time they took.", counter.call_seconds),
+        Reading("hortator_limits_rebuilt_total", "Counts made anew from the usage records.", counter.rebuilt),
+        Reading("hortator_admission_running", "Calls that have a place.", admission.running),
+        Reading("hortator_admission_limit", "Places.", admission.limit),
+    ]
+    text = "Calls with limits, by what became of them."
+    calls = {
+        "reserved": limits.reserved,
+        "settled": limits.settled,
+        "refunded": limits.refunded,
+        "passed": limits.passed,
+        "unavailable": limits.unavailable,
+    }
+    found += [Reading("hortator_limits_calls_total", text, count, {"state": state}) for state, count in calls.items()]
+    text = "Calls that did not fit, by the kind of the limit in their way."
+    for kind, count in limits.refused.items():
+        found.append(Reading("hortator_limits_refused_total", text, count, {"kind": kind}))
+    for place, state in enumerate(("reserved", "used")):
+        label, dollars = {"state": state}, limits.money[place] / NANO
+        found.append(
+            Reading("hortator_limits_tokens_total", "Tokens of calls with limits.", limits.tokens[place], label)
+        )
+        found.append(Reading("hortator_limits_dollars_total", "US dollars under limits of money.", dollars, label))
+    for name, count in admission.queued.items():
+        found.append(Reading("hortator_admission_queued", "Calls that wait for one.", count, {"priority": name}))
+    for name, count in admission.refused.items():
+        found.append(Reading("hortator_admission_refused_total", "Calls that got none.", count, {"priority": name}))
+    return found
 
 
 def upstream(settings: Settings) -> Upstream:

@@ -19,6 +19,7 @@ Messages are written for the caller: they never hold database text, stack traces
      |    +-- RateLimited            429  rate_limit_exceeded | token_limit_exceeded | budget_exceeded | local_model_busy | ...
      +-- Unavailable                 503  store_unavailable | draining | ...
      |    +-- LimitsUnavailable      503  limits_unavailable
+     |    +-- Overloaded             503  overloaded
      +-- ClientGone                  (no reply: the caller hung up)
      +-- UpstreamError               502  the provider failed before or while it answered
           +-- ConnectFailed          502  upstream_connect_failed
@@ -187,6 +188,12 @@ class LimitsUnavailable(Unavailable):
     headers = ((b"x-hortator-degraded", b"limits"),)
 
 
+class Overloaded(Unavailable):
+    """503: more calls run and wait than this process is to carry."""
+
+    default_code = "overloaded"
+
+
 class ClientGone(HortatorError):
     """The caller hung up. Nobody is left to read a reply; the ledger records 499."""
 
@@ -297,7 +304,8 @@ CODES = frozenset(
         "invalid_header invalid_json invalid_request invalid_type invalid_value limits_unavailable "
         "local_model_busy local_model_loading local_model_restarting local_model_unavailable malformed_http "
         "method_not_allowed missing_api_key missing_required_parameter model_not_allowed model_not_found "
-        "model_not_priced rate_limit_exceeded request_timeout request_too_large schema_too_large store_unavailable superseded "
+        "model_not_priced overloaded rate_limit_exceeded request_timeout request_too_large schema_too_large "
+        "store_unavailable superseded "
         "token_limit_exceeded too_deep too_many_concurrent_requests too_many_connections too_many_tools "
         "unavailable unknown_url unsupported_by_model unsupported_content_encoding unsupported_endpoint unsupported_media_type unsupported_tool "
         "upstream_auth_failed upstream_connect_failed upstream_connect_timeout upstream_connection_lost "

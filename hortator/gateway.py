@@ -15,7 +15,7 @@ from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger
 from hortator.routing import Catalogue, decide
 from hortator.settings import Settings
-from hortator.tenancy import Budgets, Identity, Reservation
+from hortator.tenancy import Admission, Budgets, Identity, Reservation
 
 
 class StreamedAnswer:
@@ -57,12 +57,14 @@ class Gateway:
         dispatch: Dispatch,
         ledger: Ledger,
         budgets: Budgets,
+        admission: Admission,
     ) -> None:
         self._identity = identity
         self._catalogue = catalogue
         self._dispatch = dispatch
         self._ledger = ledger
         self._budgets = budgets
+        self._admission = admission
         self._total = settings.timeouts.total_ms / 1000
         self._keep_alive = settings.stream.keep_alive_ms / 1000
         self._status_wait_ms = settings.stream.status_wait_ms
@@ -81,6 +83,8 @@ class Gateway:
 
     async def complete(self, caller: Caller, call: Call, trace: Trace) -> bytes:
         """Walk a call whose answer comes in one piece; return its body. What happened is in `trace`, also after an error."""
+        if not self._admission.enter(caller.priority):
+            await self._wait(caller, call, trace)
         held: Reservation | None = None
         try:
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
@@ -97,6 +101,8 @@ class Gateway:
 
     async def stream(self, caller: Caller, call: Call, trace: Trace) -> StreamedAnswer:
         """Walk a call whose answer is streamed; return when its status is known or the wait for it is over."""
+        if not self._admission.enter(caller.priority):
+            await self._wait(caller, call, trace)
         held: Reservation | None = None
         try:
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
@@ -109,12 +115,22 @@ class Gateway:
         try:
             await stream.open()
         except BaseException as error:
-            await stream.close(error)
-            self._record(caller, call, trace, held, error)
+            try:
+                await stream.close(error)
+            finally:
+                self._record(caller, call, trace, held, error)
             raise
         if held is not None:
             _tell_limits(held, trace)
         return StreamedAnswer(stream, lambda error: self._record(caller, call, trace, held, error, opened=True))
+
+    async def _wait(self, caller: Caller, call: Call, trace: Trace) -> None:
+        """Wait for a place among the calls that run. One that gets none, or whose client does not wait for it, leaves a record."""
+        try:
+            await self._admission.wait(caller.priority, call.started + self._total)
+        except BaseException as error:
+            self._write(caller, call, trace, error, opened=False)
+            raise
 
     def _record(
         self,
@@ -126,10 +142,15 @@ class Gateway:
         *,
         opened: bool = False,
     ) -> None:
-        """Settle the call and leave one record of it, however it ended. `opened`: its status line had gone out before that."""
-        now = monotonic()
+        """Give the call's place back, settle it and leave one record of it. `opened`: its status line had gone out before that."""
+        self._admission.leave()
         if held is not None:
             self._budgets.settle(held, trace.usage, trace.deployment, trace.response_model, trace.complete)
+        self._write(caller, call, trace, error, opened=opened)
+
+    def _write(self, caller: Caller, call: Call, trace: Trace, error: BaseException | None, *, opened: bool) -> None:
+        """Leave one record of a call, however it ended."""
+        now = monotonic()
         first = trace.first_byte_at
         failure = None if error is None else trace.failure(error)
         self._ledger.record(

@@ -77,11 +77,12 @@ class Identity(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Redis(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where several replicas count limits together. Needs the extra `hortator[redis]`."""
+    """Where several replicas count limits together."""
 
     url: Secret | None = None
-    """`redis://:password@host:6379/0`; Redis 7 or newer, or Valkey. None = limits are counted in memory, for one replica, and forgotten when it
-    ends. Never printed, as it may hold a password."""
+    """`redis://:password@host:6379/0`; Redis 7 or newer, or Valkey. None = limits are counted in memory, for one replica. Also
+    `rediss://` with `?ssl_ca_certs=`, `ssl_certfile=`, `ssl_keyfile=`, `ssl_cert_reqs=none`, and `unix:///path?db=0`. Never printed, as
+    it may hold a password."""
     deadline_ms: Annotated[int, Meta(ge=1, le=10_000)] = 50
     """Milliseconds that an answer may take. A slower Redis counts as gone: no request waits longer for it."""
 
@@ -107,6 +108,18 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     that must never exceed its budget names `max_tokens`."""
     fail_open: FailOpen = field(default_factory=FailOpen)
     """Kinds of limits that are passed over while Redis does not answer."""
+
+
+class Admission(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many calls run at once in this process, and who waits when there are more: `high` priority first, then `standard`, then `low`."""
+
+    max_concurrent: Count = 2000
+    """Most calls that are answered at once, streams until their end. 2,000 streams of 20 chunks a second keep one core busy. `low` takes
+    none of the last tenth of the places by itself, `standard` none of the last twentieth."""
+    max_queue: Count = 256
+    """Most calls that wait for a place. When it is full, a call turns away one of a lower class, or gets 503 `overloaded`."""
+    max_wait_ms: Milliseconds = 2000
+    """Milliseconds that a call may wait. Then it gets 503 `overloaded` with `Retry-After`."""
 
 
 class Ledger(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -307,6 +320,8 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where several replicas count limits together."""
     limits: Limits = field(default_factory=Limits)
     """How the limits of tenants and keys are counted."""
+    admission: Admission = field(default_factory=Admission)
+    """How many calls run at once."""
     ledger: Ledger = field(default_factory=Ledger)
     """Usage records on their way to the store."""
     stream: Streaming = field(default_factory=Streaming)
