@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from process import GATEWAY_CORE, Process
+from process import GATEWAY_CORE, LOAD_CORE, Process
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -114,6 +114,9 @@ class Gateway:
         """Return the port to ask for `fast` or `slow`."""
         return self.setting.port
 
+    def close(self) -> None:
+        """End what `prepare` started."""
+
     def start(self) -> Process:
         """Start it on the gateway core."""
         log = OUT / "logs" / f"{self.name}.log"
@@ -163,6 +166,39 @@ class Hortator(Gateway):
         """The provider id in the model id names the upstream."""
         provider = "mock" if upstream == "fast" else "slow"
         return Route("/v1/chat/completions", f"{provider}/bench-model", (f"Authorization: Bearer {self.key}",))
+
+
+class HortatorRedis(Hortator):
+    """The same with a key that has three limits, counted on a Redis of its own on the load core."""
+
+    name = "hortator-redis"
+    title = "Hortator, limits on Redis"
+    limits = ("100000000 requests/minute", "100000000000 tokens/minute", "900000 usd/month")
+
+    def prepare(self) -> None:
+        """Start Redis, then the same as without it."""
+        super().prepare()
+        program = shutil.which("redis-server")
+        if not program:
+            raise NotInstalled("redis-server is missing: apt-get install redis-server")
+        one, port = self.setting, free_port()
+        where = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
+        log = OUT / "logs" / "redis.log"
+        self.redis = Process([program, *where], core=LOAD_CORE, env=one.environment, log=log, cwd=one.home)
+        (one.home / "prices.yaml").write_text('mock:\n  "*": {input: "0.05", output: "0.08"}\nslow:\n  "*": free\n')
+        with (one.home / "hortator.yaml").open("a") as config:
+            config.write(f"redis: {{url: 'redis://127.0.0.1:{port}/0'}}\nledger: {{price_overrides: prices.yaml}}\n")
+        words = [word for limit in self.limits for word in ("--limit", limit)]
+        created = _run([HORTATOR, "keys", "create", "--name", "limited", *words], cwd=one.home, env=one.environment)
+        key = re.search(r"hrt_sk_[\w-]+", created)
+        if not key:
+            raise NotInstalled("`hortator keys create` printed no key")
+        self.key = key.group()
+
+    def close(self) -> None:
+        """End Redis."""
+        if hasattr(self, "redis"):
+            self.redis.stop()
 
 
 NGINX_CONF = """daemon off;
@@ -325,7 +361,7 @@ class Direct(Gateway):
         return Route("/v1/chat/completions", "bench-model")
 
 
-GATEWAYS: tuple[type[Gateway], ...] = (Direct, Hortator, Nginx, Portkey, LiteLLM)
+GATEWAYS: tuple[type[Gateway], ...] = (Direct, Hortator, HortatorRedis, Nginx, Portkey, LiteLLM)
 
 
 def wait_healthy(process: Process, port: int, path: str, seconds: float) -> float:

@@ -68,6 +68,7 @@ def measure_gateway(
     row: Row = {"gateway": kind.name, "title": kind.title}
     home = Path(tempfile.mkdtemp(prefix=f"bench-{kind.name}-"))
     process: Process | None = None
+    gateway: Gateway | None = None
     try:
         gateway = kind(
             Setting(fast=mocks[0][1], slow=mocks[1][1], port=free_port(), home=home, install=not args.no_install)
@@ -92,6 +93,8 @@ def measure_gateway(
     finally:
         if process:
             process.stop()
+        if gateway:
+            gateway.close()
         shutil.rmtree(home, ignore_errors=True)
 
 
