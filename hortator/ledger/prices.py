@@ -112,19 +112,11 @@ class Price:
 
     def billionths(self, usage: Usage) -> int | None:
         """`cost` in billionths of a dollar, rounded up: for budgets, which ask twice a call."""
-        tokens, output = usage.input, usage.output
-        if (
-            self.fast is not None
-            and tokens is not None
-            and output is not None
-            and not (
-                (self.cached and usage.cached)
-                or (self.cache_write and usage.cache_write)
-                or (self.reasoning and usage.reasoning)
-            )
-        ):
-            request, per_input, per_output = self.fast
-            return -(-(request + per_input * max(0, tokens) + per_output * max(0, output)) // NANO)
+        fast = self.fast
+        if fast is not None and not (usage.cached or usage.cache_write or usage.reasoning):
+            tokens, output = usage.input, usage.output
+            if tokens is not None and output is not None and tokens >= 0 and output >= 0:
+                return -(-(fast[0] + fast[1] * tokens + fast[2] * output) // NANO)
         cost = self.cost(usage)
         return None if cost is None else ceil(cost * NANO)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from math import ceil, inf
 
 import msgspec
@@ -48,6 +47,7 @@ _SMALLEST_EMBEDDED = 2_000
 _EMBEDDED = re.compile(rb"[A-Za-z0-9+/=_\\-]{2000,}")
 _DEGRADED = (b"x-hortator-degraded", b"limits")
 _MAX_PLANS = 10_000
+_MAX_RESETS = 64
 _WHOLE = msgspec.json.Decoder(int | None)
 _CODES: Mapping[LimitKind, tuple[str, str]] = {
     "requests": ("rate_limit_exceeded", "Request rate limit exceeded"),
@@ -110,13 +110,24 @@ class _Plan:
 class _Shown:
     """The `x-ratelimit-` headers of one kind, as far as they are the same for every call."""
 
-    __slots__ = ("first", "limits", "others", "remaining", "reset")
+    __slots__ = ("first", "limits", "others", "remaining", "reset", "resets")
 
     def __init__(self, name: bytes, places: list[int], limits: tuple[Limit, ...]) -> None:
         self.first, *self.others = places
         self.limits = {place: (b"x-ratelimit-limit-" + name, b"%d" % limits[place].amount) for place in places}
         self.remaining = b"x-ratelimit-remaining-" + name
         self.reset = b"x-ratelimit-reset-" + name
+        self.resets: dict[int, tuple[bytes, bytes]] = {}
+        """By whole seconds: calls of one second say the same."""
+
+    def new_reset(self, seconds: float, whole: int) -> tuple[bytes, bytes]:
+        """Write the header; remember it where it does not change within a second."""
+        header = (self.reset, go_duration(seconds))
+        if whole > 1:
+            if len(self.resets) >= _MAX_RESETS:
+                self.resets.clear()
+            self.resets[whole] = header
+        return header
 
 
 class Budgets:
@@ -203,15 +214,18 @@ class Budgets:
             # Neither tokens nor money are limited: a call that is counted needs one token at least.
             self._settled += 1
         elif usage.input is not None or usage.output is not None:
-            known = usage
-            if (usage.input or -1) < 0 or (usage.output or -1) < 0:
-                known = msgspec.structs.replace(usage, input=max(0, usage.input or 0), output=max(0, usage.output or 0))
-            tokens = min(MAX_TOKENS, (known.input or 0) + (known.output or 0))
-            if deployment is not None:
-                cost = self._price(deployment, model, known) if money else None
-                money = money if cost is None else cost
-            else:
+            read, written = usage.input, usage.output
+            if read is None or written is None or read < 0 or written < 0:
+                read, written = max(0, read or 0), max(0, written or 0)
+                usage = msgspec.structs.replace(usage, input=read, output=written)
+            tokens = read + written
+            if tokens > MAX_TOKENS:
+                tokens = MAX_TOKENS
+            if deployment is None:
                 money = 0
+            elif money:
+                cost = self._price(deployment, model, usage)
+                money = money if cost is None else cost
             self._settled += 1
         elif complete:
             self._settled += 1
@@ -244,10 +258,10 @@ class Budgets:
 
     def _estimate(self, call: Call) -> tuple[int, int]:
         """Return the tokens a call may take at most: of its input, from its bytes; of its answers, as asked or the default."""
-        body, operation = call.body, call.operation
+        get, operation = call.body.get, call.operation
         size = 0
         for field in _PROMPT[operation]:
-            raw = body.get(field)
+            raw = get(field)
             if raw is not None:
                 length = len(raw)
                 size += length if length < _SMALLEST_EMBEDDED else _prompt_size(bytes(raw))
@@ -256,11 +270,11 @@ class Budgets:
         if maximum is not None:
             asked = None
             for field in maximum:
-                raw = body.get(field)
+                raw = get(field)
                 if raw is not None and asked is None:
                     asked = _whole(raw)
             output = self._default_output if asked is None else max(0, asked)
-            many = body.get("n")
+            many = get("n")
             if many is not None:
                 output *= max(1, _whole(many) or 1)
         return max(1, -(-size // BYTES_A_TOKEN)), output if output < MAX_TOKENS else MAX_TOKENS
@@ -294,18 +308,17 @@ def _rate_headers(plan: _Plan, needs: Sequence[int], verdict: Verdict) -> Header
                 nearest, left = place, remaining
         headers.append(shown.limits[nearest])
         headers.append((shown.remaining, b"%d" % left if left > 0 else b"0"))
-        headers.append((shown.reset, go_duration(verdict.ends[nearest])))
+        seconds = ceil(verdict.ends[nearest])
+        reset = shown.resets.get(seconds)
+        headers.append(reset if reset is not None else shown.new_reset(verdict.ends[nearest], seconds))
     return headers
 
 
 def go_duration(seconds: float) -> bytes:
     """Write a duration as Go does and clients of OpenAI expect: `120ms`, `12s`, `6m0s`, `1h0m0s`."""
-    return _whole_duration(ceil(seconds)) if seconds >= 1 else b"%dms" % max(0, ceil(seconds * 1000))
-
-
-@lru_cache(maxsize=4096)
-def _whole_duration(seconds: int) -> bytes:
-    minutes, rest = divmod(seconds, 60)
+    if seconds < 1:
+        return b"%dms" % max(0, ceil(seconds * 1000))
+    minutes, rest = divmod(ceil(seconds), 60)
     if not minutes:
         return b"%ds" % rest
     hours, minutes = divmod(minutes, 60)
