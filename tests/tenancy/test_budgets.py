@@ -539,3 +539,23 @@ async def test_the_gauges_say_what_became_of_calls_and_why_others_were_refused(c
     assert (found.reserved, found.settled, found.refunded) == (2, 1, 1)
     assert found.tokens == (100, 17)
     assert found.refused == {"requests": 0, "tokens": 1, "money": 0, "concurrent": 0}
+
+
+async def test_a_redis_that_forgot_the_script_is_told_it_again(redis_url: str) -> None:
+    await early()
+    who, counters = caller("1000 tokens/hour"), redis_counters(redis_url)
+    await counters.start()
+    room = budgets(counters)
+    first = await room.reserve(who, call(max_tokens=90), [PLACE])
+    control = await connect(address(redis_url), lambda wire: None)
+    await control.ask(b"SCRIPT", b"FLUSH")
+    control.abort()
+    with pytest.raises(LimitsUnavailable):
+        await room.reserve(who, call(max_tokens=10), [PLACE])
+    room.settle(first, Usage(input=10, output=10, source="reported"), PLACE, None, True)
+    async with asyncio.timeout(PATIENCE):
+        while counters.gauges.degraded:
+            await asyncio.sleep(0.01)
+    held = await room.reserve(who, call(max_tokens=70), [PLACE])
+    assert left(held, b"tokens") == 900
+    await counters.close()
