@@ -19,23 +19,16 @@ from hortator.api import shell
 from hortator.api.admin import AdminDoor
 from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send, naming
-from hortator.call import Deployment, ProviderId, Usage
-from hortator.dispatch import Dispatch, breaker, retry
 from hortator.dispatch.balance import Balance
-from hortator.dispatch.health import Health
 from hortator.errors import Unavailable
-from hortator.gateway import Gateway
 from hortator.ledger import Ledger, PriceBook
 from hortator.ledger.counts import Counts
 from hortator.ledger.metrics import Reading, exposition
-from hortator.providers.base import Provider
-from hortator.providers.local import LocalProvider
 from hortator.providers.local_model import LocalModel
-from hortator.providers.openai import OpenAIProvider
-from hortator.providers.upstream import PoolLimits, Timeouts, Upstream, trust
-from hortator.routing import Catalogue
-from hortator.settings import LOCAL, Settings, is_loopback
-from hortator.settings import Provider as ProviderSettings
+from hortator.providers.upstream import PoolLimits, Upstream, trust
+from hortator.reload import Reload
+from hortator.rooms import Lasting, Rooms, breaker_limits, price_book, price_lists, usual_prices
+from hortator.settings import Settings, applicable, is_loopback
 from hortator.store import Database, migrate, sqlite_url
 from hortator.tenancy import Admission, Budgets, Identity
 from hortator.tenancy.admission import AdmissionGauges
@@ -53,8 +46,18 @@ HOLD_MARGIN_SECONDS = 60
 class App:
     """The rooms, and the ASGI app in front of them. `start` before the first request, `drain` after the last."""
 
-    def __init__(self, settings: Settings, local: LocalModel | None) -> None:
-        """`local` is the embedded model, None when it is switched off or cannot be had."""
+    def __init__(
+        self,
+        settings: Settings,
+        local: LocalModel | None,
+        *,
+        read: Callable[[], Settings],
+        changed: Callable[[Settings], None],
+    ) -> None:
+        """`local` is the embedded model, None when it is switched off or cannot be had.
+
+        `read` reads the configuration again, in a thread; `changed` is told the settings that then take effect.
+        """
         self.settings = settings
         self.database = database(settings)
         self._identity = Identity(
@@ -62,8 +65,8 @@ class App:
             refresh_seconds=settings.identity.refresh_seconds,
             stale_seconds=settings.identity.stale_seconds,
         )
-        self._counts = Counts(lambda model: model in self._catalogue)
-        prices = PriceBook(settings.ledger.price_overrides, {p.id: p.preset or p.id for p in settings.providers})
+        self._counts = Counts(lambda model: model in self._rooms.catalogue)
+        prices = price_book(settings)
         self._ledger = Ledger(
             self.database,
             prices,
@@ -80,22 +83,16 @@ class App:
         )
         self._upstream = upstream(settings)
         self._local = local
-        remote = {ProviderId(p.id): remote_provider(p, self._upstream) for p in settings.providers}
-        self._providers: dict[ProviderId, Provider] = dict(remote)
-        if local is not None:
-            self._providers[ProviderId(LOCAL)] = LocalProvider(local)
-        optional = frozenset(ProviderId(p.id) for p in settings.providers if p.detect)
-        self.balance = Balance(_breaker_limits(settings), prices=_prices(settings, prices))
-        self._health = Health(remote, optional, self._rebuild_catalogue)
-        if settings.breaker.look:
-            self._health.found = lambda provider, up: self.balance.tell(provider, up, monotonic())
-            self.balance.suspect = self._health.suspect
-        self._catalogue: Catalogue
-        self._rebuild_catalogue()
+        self._balance = Balance(breaker_limits(settings), prices=usual_prices(settings, prices))
+        self._lasting = Lasting(self._identity, self._budgets, self._ledger, self._upstream, self._balance, self._admission, local)
+        self._rooms = Rooms(settings, prices, self._lasting)
         self._root_path = settings.server.root_path
         self._shell: FastAPI = shell.build(self.readiness)
         self._door: OpenAIDoor
+        self._health: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.reload = Reload(settings, read, self._change)
+        self._changed = changed
         self._migrated = False
 
     async def start(self) -> None:
@@ -106,26 +103,17 @@ class App:
         await self._ledger.start()
         if self._local is not None:
             await self._local.start()
-        dispatch = Dispatch(self._providers, self.balance, retry.Retry(_retry_limits(self.settings)))
-        gateway = Gateway(
-            self.settings,
-            self._identity,
-            lambda: self._catalogue,
-            dispatch,
-            self._ledger,
-            self._budgets,
-            self._admission,
-        )
-        self._door = OpenAIDoor(gateway, self.settings.server.max_body_bytes)
-        self._tasks.append(asyncio.create_task(self._health.run(), name="health"))
+        self._open(self._rooms)
+        self._tasks.append(asyncio.create_task(self.reload.run(), name="reload"))
         if not self._migrated:
             self._tasks.append(asyncio.create_task(self._migrate_later(), name="migrate"))
 
     async def drain(self) -> None:
         """End everything, the ledger last: what it holds is written down first."""
-        for task in self._tasks:
+        tasks = self._tasks if self._health is None else [*self._tasks, self._health]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._upstream.close()
         if self._local is not None:
             await self._local.stop()
@@ -143,6 +131,26 @@ class App:
             if path.startswith("/v1/"):
                 return self._door(scope, receive, send, path)
         return self._shell(scope, receive, naming(scope, send))
+
+    def _open(self, rooms: Rooms) -> None:
+        """Send requests to these rooms from now on."""
+        if self._health is not None:
+            self._health.cancel()
+        self._rooms = rooms
+        rooms.take_over()
+        self._door = OpenAIDoor(rooms.gateway, rooms.settings.server.max_body_bytes)
+        self._health = asyncio.create_task(rooms.health.run(), name="health")
+
+    async def _change(self, wanted: Settings) -> tuple[str, ...]:
+        """Put a changed configuration into force. Returns and raises what `Reload` says."""
+        settings, waiting = applicable(self.settings, wanted)
+        prices = await asyncio.to_thread(price_book, settings, price_lists(self.settings))
+        rooms = Rooms(settings, prices, self._lasting, self._rooms)
+        await rooms.prepare()
+        self._open(rooms)
+        self.settings = settings
+        self._changed(settings)
+        return waiting
 
     def admin(self, clients: Callable[[], tuple[int, int]]) -> AdminDoor:
         """Return the admin listener's door. `clients` tells the public listener's open connections and running requests."""
@@ -170,13 +178,18 @@ class App:
             Reading("hortator_upstream_connections", "Connections to providers.", pool.open_connections),
             Reading("hortator_upstream_connections_idle", "Those of them without a request.", pool.idle_connections),
             Reading("hortator_upstream_waiting", "Requests waiting for a connection.", pool.waiting_requests),
+            Reading("hortator_config_generation", "Configurations that took effect.", self.reload.generation),
+            Reading("hortator_config_last_reload_success", "0 = the last was refused.", self.reload.error is None),
+            Reading(
+                "hortator_config_needs_restart", "Changed settings without effect.", len(self.reload.needs_restart)
+            ),
         ]
         found += _limit_readings(self._budgets.gauges, self._admission.gauges)
         sizes = {"known": keys.known, "refused": keys.refused, "waiting": keys.waiting}
         text = "Keys in the cache, by what is known of them."
         found += [Reading("hortator_identity_keys", text, size, {"state": state}) for state, size in sizes.items()]
         text = "1 = the provider answered when it was last asked."
-        for provider, health in self._health.shown.items():
+        for provider, health in self._rooms.health.shown.items():
             found.append(Reading("hortator_provider_up", text, health.state == "up", {"provider": provider}))
         text = "1 = the breaker leaves the deployment of a named model alone."
         for place, shown in self._deployments().items():
@@ -200,7 +213,7 @@ class App:
             store = "down"
         if not self._migrated:
             store = "down"
-        states = self._health.shown
+        states = self._rooms.health.shown
         providers = {key: {"state": s.state, "code": s.code, "models": len(s.models)} for key, s in states.items()}
         model = {"state": "disabled"} if self._local is None else self._local.report()
         serving = model["state"] == "ready" or any(state.state != "down" for state in states.values())
@@ -213,18 +226,14 @@ class App:
             "ledger": msgspec.to_builtins(self._ledger.gauges),
             "admission": self._admission.gauges._asdict(),
             "limits": self._budgets.gauges.counter._asdict(),
+            "configuration": self.reload.report,
         }
 
     def _deployments(self) -> dict[str, Any]:
         """Return how the deployments of named models do. Others are not shown: clients may have made up their names."""
-        named = sorted(self._catalogue.named_deployments())
-        gauges = self.balance.gauges(monotonic(), named)
+        named = sorted(self._rooms.catalogue.named_deployments())
+        gauges = self._balance.gauges(monotonic(), named)
         return {id: msgspec.to_builtins(gauges[id]) if id in gauges else {"state": "closed"} for id in named}
-
-    def _rebuild_catalogue(self) -> None:
-        offered = self._local is not None and self._local.state != "disabled"
-        local = self._local.name if self._local is not None and offered else None
-        self._catalogue = Catalogue(self.settings, self._health.served, local)
 
     async def _migrate(self) -> None:
         with contextlib.suppress(Unavailable):
@@ -244,29 +253,6 @@ def database(settings: Settings) -> Database:
     return Database(sqlite_url(settings.home / "hortator.db") if url is None else url.reveal())
 
 
-def _breaker_limits(settings: Settings) -> breaker.Limits:
-    chosen = settings.breaker
-    return breaker.Limits(chosen.failures, chosen.open_ms / 1000, chosen.max_pause_ms / 1000)
-
-
-def _retry_limits(settings: Settings) -> retry.Limits:
-    chosen = settings.retry
-    seconds = (chosen.delay_ms / 1000, chosen.max_wait_ms / 1000)
-    return retry.Limits(chosen.max_retries, *seconds, chosen.ratio, chosen.floor)
-
-
-def _prices(settings: Settings, book: PriceBook) -> dict[str, float]:
-    """Return what a common call costs at each deployment among which the cheapest is to be chosen."""
-    usual = Usage(input=3000, output=1000)
-    found: dict[str, float] = {}
-    for place in (place for model in settings.models if model.strategy == "cheapest" for place in model.deployments):
-        price = book.price(place.provider, place.model)
-        cost = None if price is None else price.cost(usual)
-        if cost is not None:
-            found[f"{place.provider}/{place.model}"] = float(cost)
-    return found
-
-
 def budgets(settings: Settings, prices: PriceBook, store: Database) -> Budgets:
     """Return what counts the limits, in Redis where one is configured."""
     spent = spending(store)
@@ -279,13 +265,9 @@ def budgets(settings: Settings, prices: PriceBook, store: Database) -> Budgets:
             spending=spent,
         )
 
-    def price(deployment: Deployment, model: str | None, usage: Usage) -> int | None:
-        known = prices.price(deployment.provider, deployment.model, model)
-        return None if known is None else known.billionths(usage)
-
     return Budgets(
         counters,
-        price,
+        prices.billionths,
         default_max_output_tokens=settings.limits.default_max_output_tokens,
         fail_open=msgspec.structs.asdict(settings.limits.fail_open),
     )
@@ -346,18 +328,4 @@ def upstream(settings: Settings) -> Upstream:
         limits=limits,
         tls=trust(chosen.ca_file) if chosen.ca_file is not None or secure else None,
         proxy_url=None if chosen.proxy_url is None else chosen.proxy_url.reveal(),
-    )
-
-
-def remote_provider(settings: ProviderSettings, client: Upstream) -> OpenAIProvider:
-    """Return the adapter of one configured provider."""
-    limits = settings.timeouts
-    timeouts = Timeouts(limits.connect_ms / 1000, limits.first_byte_ms / 1000, limits.idle_ms / 1000)
-    return OpenAIProvider(
-        ProviderId(settings.id),
-        client,
-        settings.base_url,
-        timeouts,
-        api_key=settings.api_key,
-        headers=settings.headers,
     )

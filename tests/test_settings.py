@@ -17,7 +17,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from hortator.errors import ConfigError
-from hortator.settings import Provider, Secret, Settings, detected_providers, load
+from hortator.settings import Provider, Secret, Settings, applicable, detected_providers, load
+from hortator.settings.changes import CHANGEABLE
+from hortator.settings.document import Document
 
 Write = Callable[..., Settings]
 CANARY = "sk-canary-1f0c9a7be2"
@@ -484,3 +486,25 @@ def test_the_settings_are_frozen(write: Write) -> None:
 def test_any_file_gives_settings_or_a_configuration_error(write: Write, raw: bytes) -> None:
     with contextlib.suppress(ConfigError):
         assert isinstance(write(raw), Settings)
+
+
+def test_every_setting_that_may_change_while_the_server_runs_exists() -> None:
+    sections = {field.name: field.type for field in msgspec.structs.fields(Document)}
+    for name in CHANGEABLE:
+        section, _, setting = name.partition(".")
+        assert not setting or setting in {field.name for field in msgspec.structs.fields(sections[section])}, name
+        assert section in sections
+
+
+def test_what_cannot_change_keeps_its_value_and_is_named(write: Write) -> None:
+    running = write("server: {port: 1}\nlogging: {level: info}\ndetect_providers: false\nlocal: {enabled: true}\n")
+    wanted = write(
+        "server: {port: 2, max_body_bytes: 5000}\nlogging: {level: error, format: json}\nretry: {ratio: 0}\n"
+    )
+    settings, waiting = applicable(running, wanted)
+    assert waiting == ("server.port", "logging.format")
+    assert (settings.server.port, settings.server.max_body_bytes) == (1, 5000)
+    assert (settings.logging.level, settings.logging.format) == ("error", "text")
+    assert settings.retry.ratio == 0
+    assert applicable(settings, wanted)[1] == waiting, "it stays named until a restart"
+    assert applicable(settings, running)[1] == ()

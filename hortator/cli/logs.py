@@ -23,6 +23,7 @@ class Line(logging.Formatter):
     def __init__(self, secrets: frozenset[str], *, as_json: bool) -> None:
         super().__init__()
         self._secrets = secrets
+        self._before: frozenset[str] = frozenset()
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
@@ -44,22 +45,38 @@ class Line(logging.Formatter):
             line["request_id"] = request
         return json.dumps(line, ensure_ascii=True)
 
+    def hide(self, secrets: frozenset[str]) -> None:
+        """Keep these out too; of those before, the last set stays."""
+        self._secrets, self._before = secrets, self._secrets
+
     def _clean(self, message: str) -> str:
-        for secret in self._secrets:
+        for secret in self._secrets | self._before:
             message = message.replace(secret, "[redacted]")
         return _KEY.sub("[redacted]", message)
 
 
 def set_up(settings: Settings) -> None:
     """Send every log to standard error in the configured form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Line(_secrets(settings), as_json=settings.logging.format == "json"))
+    logging.basicConfig(level=settings.logging.level.upper(), handlers=[handler])
+    for talkative in ("uvicorn.error", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+
+
+def change(settings: Settings) -> None:
+    """Go on with another level, and keep new secrets out as well; the old ones may still be in use."""
+    root = logging.getLogger()
+    root.setLevel(settings.logging.level.upper())
+    for handler in root.handlers:
+        if isinstance(handler.formatter, Line):
+            handler.formatter.hide(_secrets(settings))
+
+
+def _secrets(settings: Settings) -> frozenset[str]:
+    """Return what must not be in any line."""
     secrets = {value.reveal() for each in settings.providers for value in each.headers.values()}
     secrets |= {each.api_key.reveal() for each in settings.providers if each.api_key is not None}
     for value in (settings.store.url, settings.upstream.proxy_url):
         secrets |= {value.reveal()} if value is not None else set()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        Line(frozenset(each for each in secrets if len(each) > 5), as_json=settings.logging.format == "json")
-    )
-    logging.basicConfig(level=settings.logging.level.upper(), handlers=[handler])
-    for talkative in ("uvicorn.error", "alembic"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    return frozenset(each for each in secrets if len(each) > 5)

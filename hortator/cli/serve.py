@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import resource
+import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from hortator.cli.configuration import configured, load_settings
 from hortator.errors import ConfigError, Unavailable
 from hortator.providers.local_model import LocalModel, engine_installed
 from hortator.providers.weights import ModelUnavailable, custom, obtain
-from hortator.settings import Settings
+from hortator.settings import Settings, load
 from hortator.tenancy.keys import first_key
 
 log = logging.getLogger("hortator.cli")
@@ -45,12 +46,13 @@ KEY_FILE = "first-key"
 )
 def serve(config: Path | None, env_file: Path | None, host: str | None, port: int | None) -> None:
     """Start the gateway."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server runs: it means reload and never the end
     settings = load_settings(config, env_file)
     logs.set_up(settings)
     os.umask(0o077)
     try:
         listening = _bind(host or settings.server.host, settings.server.port if port is None else port)
-        uvloop.run(_serve(settings, listening))
+        uvloop.run(_serve(settings, listening, env_file))
     except ConfigError as error:
         raise click.ClickException(error.message) from None
 
@@ -99,9 +101,15 @@ def _local_model(settings: Settings) -> LocalModel | None:
     )
 
 
-async def _serve(settings: Settings, listening: socket.socket) -> None:
-    local = _local_model(settings)
-    app = App(settings, local)
+async def _serve(settings: Settings, listening: socket.socket, env_file: Path | None) -> None:
+    # What was found at the start stays the source: a file that disappears is an error then, not an empty configuration.
+    app = App(
+        settings,
+        local := _local_model(settings),
+        read=lambda: load(settings.source, os.environ, env_file=env_file),
+        changed=logs.change,
+    )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload.ask)
     server_settings = settings.server
     _raise_file_limit()
     listener = limited(

@@ -151,6 +151,22 @@ class Balance:
         self.suspect: Suspect | None = None
         """Told of every provider that failed an attempt. Set before the first request, by whoever looks at providers."""
 
+    def configure(
+        self, limits: Limits, prices: Mapping[str, float], changed: Collection[ProviderId], suspect: Suspect | None
+    ) -> None:
+        """Go on with other limits and prices. What is known of the deployments of `changed` providers is forgotten.
+
+        `suspect` is told of every provider that failed an attempt; None = nobody looks at providers that are down.
+        """
+        self._limits, self._prices, self.suspect = limits, prices, suspect
+        self._down = set() if suspect is None else self._down.difference(changed)
+        for id in [id for id, place in self._places.items() if place.deployment.provider in changed]:
+            del self._places[id]
+        for place in self._places.values():
+            place.breaker.limits = limits
+            place.suspect = suspect
+            place.down = place.down and suspect is not None
+
     def enter(self, deployment: Deployment, now: float) -> Turn:
         """Start an attempt."""
         place = self._places.get(deployment.id) or self._place(deployment)

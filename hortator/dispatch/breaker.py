@@ -34,10 +34,10 @@ class Limits(NamedTuple):
 class Breaker:
     """Closed: asked. Open: left alone. Half-open: one request probes, and its end opens or closes it."""
 
-    __slots__ = ("_limits", "failures", "open_until", "paused_until", "probing")
+    __slots__ = ("failures", "limits", "open_until", "paused_until", "probing")
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self.failures = 0
         """Consecutive ones."""
         self.open_until = 0.0
@@ -83,14 +83,14 @@ class Breaker:
         if probe:
             self.probing = False
         if pause:
-            self.paused_until = max(self.paused_until, now + min(pause, self._limits.max_pause_seconds))
+            self.paused_until = max(self.paused_until, now + min(pause, self.limits.max_pause_seconds))
         if verdict == "alive":
             self.failures = 0
             self.answered()
         elif verdict == "failed" and (probe or not self.open_until):
             self.failures += 1
-            if self.open_until or 0 < self._limits.failures <= self.failures:
-                self.open_until = now + self._limits.open_seconds
+            if self.open_until or 0 < self.limits.failures <= self.failures:
+                self.open_until = now + self.limits.open_seconds
 
 
 def judge(error: BaseException | None) -> Verdict:

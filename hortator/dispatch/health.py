@@ -47,8 +47,13 @@ class Health:
     """
 
     def __init__(
-        self, providers: Mapping[ProviderId, Listing], optional: frozenset[ProviderId], changed: Callable[[], None]
+        self,
+        providers: Mapping[ProviderId, Listing],
+        optional: frozenset[ProviderId],
+        changed: Callable[[], None],
+        known: Mapping[ProviderId, ProviderHealth] | None = None,
     ) -> None:
+        """`known`: what an earlier look found at providers that are still the same."""
         self._providers = providers
         self._optional = optional
         self._changed = changed
@@ -56,7 +61,9 @@ class Health:
         """Called after each look at a provider, with whether it is up. Set before `run`, by whoever wants to know."""
         self._suspects: set[ProviderId] = set()
         self._suspected = asyncio.Event()
-        self.states: dict[ProviderId, ProviderHealth] = {key: ProviderHealth() for key in providers}
+        self.states: dict[ProviderId, ProviderHealth] = {
+            key: (known or {}).get(key, ProviderHealth()) for key in providers
+        }
 
     @property
     def shown(self) -> dict[ProviderId, ProviderHealth]:

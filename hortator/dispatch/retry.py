@@ -50,10 +50,10 @@ class Budget:
     The current second is counted in plain numbers, the nine before it in lists: a request costs a comparison and a sum.
     """
 
-    __slots__ = ("_limits", "_requests", "_retries", "_second", "ends", "requests", "retries")
+    __slots__ = ("_requests", "_retries", "_second", "ends", "limits", "requests", "retries")
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._second = 0
         self.ends = 0.0
         """When the current second is over."""
@@ -73,7 +73,7 @@ class Budget:
         """Count a second try if there is room for it; return whether there was."""
         if now >= self.ends:
             self.turn(now)
-        room = max(self._limits.floor, self._limits.ratio * (sum(self._requests) + self.requests))
+        room = max(self.limits.floor, self.limits.ratio * (sum(self._requests) + self.requests))
         if sum(self._retries) + self.retries + 1 > room:
             return False
         self.retries += 1
@@ -94,9 +94,12 @@ class Budget:
 class Retry:
     """The policy and its budget, shared by all calls."""
 
-    def __init__(self, limits: Limits | None = None, random: Random | None = None) -> None:
+    def __init__(
+        self, limits: Limits | None = None, random: Random | None = None, budget: Budget | None = None
+    ) -> None:
+        """`budget`: one that has counted already and goes on counting."""
         self.limits = limits or Limits()
-        self.budget = Budget(self.limits)
+        self.budget = budget or Budget(self.limits)
         self._random = random or Random()
 
     def delay(self, number: int) -> float:

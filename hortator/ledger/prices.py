@@ -22,7 +22,7 @@ import yaml
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
-from hortator.call import Usage
+from hortator.call import Deployment, Usage
 from hortator.errors import ConfigError
 
 MILLION = Decimal(1_000_000)
@@ -168,6 +168,11 @@ class PriceBook:
         self._providers = dict(providers or {})
         self._listed: dict[str, Provider] | None = None
         self._answers: dict[tuple[str, str, str | None], tuple[int | None, Price | None]] = {}
+
+    def billionths(self, deployment: Deployment, response_model: str | None, usage: Usage) -> int | None:
+        """Billionths of a US dollar of a usage at a deployment, rounded up; None when no price is known."""
+        price = self.price(deployment.provider, deployment.model, response_model)
+        return None if price is None else price.billionths(usage)
 
     def price(
         self, provider: str, model: str, response_model: str | None = None, at: float | None = None

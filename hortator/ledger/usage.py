@@ -118,6 +118,10 @@ class Ledger:
         self._drop_logged = -60.0
         self._counting = threading.Lock()
 
+    def use(self, prices: PriceBook) -> None:
+        """Price what is not yet in the journal, and everything after it, with these prices."""
+        self._recorder = Recorder(prices)
+
     def record(self, outcome: Outcome) -> None:
         """Queue `outcome`. The only thing the ledger does on the request path; never waits, never fails."""
         queue = self._queue

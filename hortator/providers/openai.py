@@ -75,6 +75,11 @@ class OpenAIProvider:
         self._models_head = request_head(self._origin, "GET", f"{base}/models", pairs[1:])
         self._names: dict[str, Raw] = {}
 
+    @property
+    def origin(self) -> Origin:
+        """Where its server is."""
+        return self._origin
+
     def send(self, call: Call, deployment: Deployment, deadline: float) -> Awaitable[Reply]:
         """Send a call. Raises UpstreamError when awaited; an error status is a reply."""
         body = call.body.copy()

@@ -96,6 +96,7 @@ class Pool:
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
         self._emptied: asyncio.Future[None] | None = None
         self._closed = False
+        self._kept = True
         self.slots = 0
         """Connections that are open or being opened."""
 
@@ -150,6 +151,13 @@ class Pool:
             first = True  # it died on the way here: ask again, ahead of those who came later
         return await self._open(connect, deadline)
 
+    def keep(self, connections: bool) -> None:
+        """Whether connections are kept for later. If not, the unused ones close now, the others when their replies end."""
+        self._kept = connections
+        if not connections:
+            for connection in tuple(self._idle):
+                connection.abort()
+
     async def close(self) -> None:
         """Close every socket, send away who waits, and return when the sockets are closed."""
         self._closed = True
@@ -179,7 +187,7 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(connection)
                 return
-        if len(self._idle) < limits.max_idle:
+        if len(self._idle) < limits.max_idle and self._kept:
             self._idle[connection] = None
         else:
             connection.abort()

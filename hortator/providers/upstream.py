@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hortator.errors import ConfigError, ConnectFailed, ConnectionLost, InvalidRequest, TotalTimeout
@@ -162,6 +162,19 @@ class Upstream:
                 raise error
             # The upstream closed a kept connection just as we wrote. A new one has served nothing, so this happens once.
             connection = await pool.acquire(timeouts.connect, deadline, fresh=True)
+
+    async def expect(self, origins: Collection[Origin]) -> None:
+        """Make ready for these: the certificates of the system are read now, in a thread, and not during a request."""
+        if self._tls is None and any(origin.scheme == "https" for origin in origins):
+            self._tls = await asyncio.to_thread(trust)
+
+    def keep(self, origins: Collection[Origin]) -> None:
+        """Let go of all others: their connections close, those in use once their replies have ended."""
+        kept = {origin.url for origin in origins}
+        for url, pool in tuple(self._pools.items()):
+            pool.keep(url in kept)
+            if url not in kept and not pool.slots and not pool.waiting:
+                del self._pools[url]
 
     async def close(self) -> None:
         """Close every connection, also those in use. Requests after it fail with ConnectFailed."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from hortator.settings.changes import applicable
 from hortator.settings.document import (
     Admin,
     Breaker,
@@ -50,6 +51,7 @@ __all__ = [
     "Streaming",
     "Timeouts",
     "Upstream",
+    "applicable",
     "detected_providers",
     "home_folder",
     "is_loopback",

@@ -305,6 +305,14 @@ class Logging(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     are not logged, the admin listener lists them."""
 
 
+class Reload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Changes of the configuration while the server runs. `docs/operations.md` lists what needs a restart."""
+
+    watch_seconds: Annotated[float, Meta(ge=0, le=3600)] = 2.0
+    """Seconds between two looks at the files of the configuration. A change counts once they look the same twice, so that a file
+    being written is not read half. 0 = only on SIGHUP."""
+
+
 class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `hortator.yaml` may hold."""
 
@@ -344,6 +352,8 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The embedded model."""
     logging: Logging = field(default_factory=Logging)
     """The log on standard error."""
+    reload: Reload = field(default_factory=Reload)
+    """Changes of the configuration while the server runs."""
 
 
 class Settings(Document, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -353,6 +363,8 @@ class Settings(Document, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Folder of the database, the journal and the models: HORTATOR_HOME, else `hortator` in the user's data folder."""
     source: Path | None = None
     """The file that was read; None = there is none, and the defaults hold."""
+    env_file: Path | None = None
+    """The file of variables that was read; None = none."""
     variables: tuple[str, ...] = ()
     """Names of the environment variables that were used, sorted."""
     ignored_variables: tuple[str, ...] = ()

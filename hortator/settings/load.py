@@ -63,6 +63,7 @@ def load(path: Path | None, environ: Mapping[str, str], *, env_file: Path | None
         **{field: getattr(document, field) for field in document.__struct_fields__},
         home=home,
         source=source,
+        env_file=env_file,
         variables=tuple(sorted(variables.used)),
         ignored_variables=tuple(sorted(name for name in variables if _ignored(name, variables))),
     )

@@ -145,13 +145,19 @@ class Budgets:
         that are passed over while the counter cannot tell.
         """
         self._counters = counters
-        self._price = price
-        self._default_output = default_max_output_tokens
-        self._fail_open = fail_open
+        self.configure(price, default_max_output_tokens=default_max_output_tokens, fail_open=fail_open)
+        self._replica = token_hex(8)
+        self._number = count()
         self._plans: dict[KeyHash, _Plan] = {}
         self._reserved = self._settled = self._refunded = self._passed = self._unavailable = 0
         self._refused: dict[LimitKind, int] = dict.fromkeys(_CODES, 0)
         self._tokens_reserved = self._tokens_used = self._money_reserved = self._money_used = 0
+
+    def configure(self, price: Price, *, default_max_output_tokens: int, fail_open: Mapping[str, bool]) -> None:
+        """Go on with other prices and rules; what is reserved stays as it is."""
+        self._price = price
+        self._default_output = default_max_output_tokens
+        self._fail_open = fail_open
 
     @property
     def gauges(self) -> BudgetGauges:
