@@ -21,7 +21,7 @@ from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send, naming
 from hortator.dispatch.balance import Balance
 from hortator.errors import Unavailable
-from hortator.ledger import Ledger, PriceBook
+from hortator.ledger import Ledger, PriceBook, Tracer
 from hortator.ledger.counts import Counts
 from hortator.ledger.metrics import Reading, exposition
 from hortator.providers.local_model import LocalModel
@@ -84,7 +84,17 @@ class App:
         self._upstream = upstream(settings)
         self._local = local
         self._balance = Balance(breaker_limits(settings), prices=usual_prices(settings, prices))
-        self._lasting = Lasting(self._identity, self._budgets, self._ledger, self._upstream, self._balance, self._admission, local)
+        self._tracer = tracer(settings)
+        self._lasting = Lasting(
+            self._identity,
+            self._budgets,
+            self._ledger,
+            self._upstream,
+            self._balance,
+            self._admission,
+            self._tracer,
+            local,
+        )
         self._rooms = Rooms(settings, prices, self._lasting)
         self._root_path = settings.server.root_path
         self._shell: FastAPI = shell.build(self.readiness)
@@ -101,6 +111,8 @@ class App:
         await self._identity.start()
         await self._budgets.start()
         await self._ledger.start()
+        if self._tracer is not None:
+            self._tracer.start()
         if self._local is not None:
             await self._local.start()
         self._open(self._rooms)
@@ -120,6 +132,8 @@ class App:
         await self._identity.close()
         await self._budgets.close()
         await self._ledger.drain()
+        if self._tracer is not None:
+            await self._tracer.close()
         await self.database.close()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -185,6 +199,13 @@ class App:
             ),
         ]
         found += _limit_readings(self._budgets.gauges, self._admission.gauges)
+        if self._tracer is not None:
+            traces = self._tracer.gauges
+            found += [
+                Reading("hortator_traces_exported_total", "Requests whose trace the collector took.", traces.exported),
+                Reading("hortator_traces_dropped_total", "Requests whose trace was lost.", traces.dropped),
+                Reading("hortator_traces_queued", "Requests whose trace waits.", traces.queued),
+            ]
         sizes = {"known": keys.known, "refused": keys.refused, "waiting": keys.waiting}
         text = "Keys in the cache, by what is known of them."
         found += [Reading("hortator_identity_keys", text, size, {"state": state}) for state, size in sizes.items()]
@@ -310,6 +331,15 @@ def _limit_readings(limits: BudgetGauges, admission: AdmissionGauges) -> list[Re
     for name, count in admission.refused.items():
         found.append(Reading("hortator_admission_refused_total", "Calls that got none.", count, {"priority": name}))
     return found
+
+
+def tracer(settings: Settings) -> Tracer | None:
+    """Return what sends traces to a collector, where one is configured. Raises ConfigError without its extra."""
+    chosen = settings.tracing
+    if chosen.endpoint is None:
+        return None
+    headers = {name: value.reveal() for name, value in chosen.headers.items()}
+    return Tracer(chosen.endpoint, headers, chosen.ratio, chosen.service_name)
 
 
 def upstream(settings: Settings) -> Upstream:

@@ -12,6 +12,7 @@ from typing import Literal, NewType
 import msgspec
 
 from hortator.settings import Strategy
+from hortator.tracing import Tracing
 from hortator.wire.dialects import Dialect
 
 TenantId = NewType("TenantId", str)
@@ -92,6 +93,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """After a failure: also ask the same deployment again, only others, or nobody."""
     fallback: bool = True
     """Another model may answer, where the one asked for has fallbacks."""
+    tracing: Tracing | None = None
+    """Where the times of its trace are noted; None = traces are off."""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from time import monotonic
 from hortator.call import Call, Caller, Decision, Deployment, Outcome
 from hortator.dispatch import Dispatch, Stream, Trace, carry_whole
 from hortator.errors import ClientGone, HortatorError
-from hortator.ledger import Ledger
+from hortator.ledger import Ledger, Tracer
 from hortator.routing import Catalogue, decide
 from hortator.settings import Settings
 from hortator.tenancy import Admission, Budgets, Identity, Reservation
@@ -58,6 +58,7 @@ class Gateway:
         ledger: Ledger,
         budgets: Budgets,
         admission: Admission,
+        tracer: Tracer | None = None,
     ) -> None:
         self._identity = identity
         self._catalogue = catalogue
@@ -65,6 +66,8 @@ class Gateway:
         self._ledger = ledger
         self._budgets = budgets
         self._admission = admission
+        self.tracer = tracer
+        """What makes traces of calls; None = nothing does."""
         self._total = settings.timeouts.total_ms / 1000
         self._keep_alive = settings.stream.keep_alive_ms / 1000
         self._status_wait_ms = settings.stream.status_wait_ms
@@ -86,10 +89,17 @@ class Gateway:
         if not self._admission.enter(caller.priority):
             await self._wait(caller, call, trace)
         held: Reservation | None = None
+        tracing = call.tracing
         try:
+            if tracing is not None:
+                tracing.enter("route")
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
             if caller.limits:
+                if tracing is not None:
+                    tracing.enter("reserve")
                 held = await self._budgets.reserve(caller, call, _places(decision))
+            if tracing is not None:
+                tracing.enter("dispatch")
             body = await carry_whole(self._dispatch, call, decision, trace, call.started + self._total)
         except BaseException as error:
             self._record(caller, call, trace, held, error)
@@ -104,13 +114,20 @@ class Gateway:
         if not self._admission.enter(caller.priority):
             await self._wait(caller, call, trace)
         held: Reservation | None = None
+        tracing = call.tracing
         try:
+            if tracing is not None:
+                tracing.enter("route")
             decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
             if caller.limits:
+                if tracing is not None:
+                    tracing.enter("reserve")
                 held = await self._budgets.reserve(caller, call, _places(decision))
         except BaseException as error:
             self._record(caller, call, trace, held, error)
             raise
+        if tracing is not None:
+            tracing.enter("dispatch")
         stream = Stream(self._dispatch, call, decision, trace, call.started + self._total, self._keep_alive)
         try:
             await stream.open()
@@ -144,6 +161,9 @@ class Gateway:
     ) -> None:
         """Give the call's place back, settle it and leave one record of it. `opened`: its status line had gone out before that."""
         self._admission.leave()
+        tracing = call.tracing
+        if tracing is not None:
+            tracing.enter("record")
         if held is not None:
             self._budgets.settle(held, trace.usage, trace.deployment, trace.response_model, trace.complete)
         self._write(caller, call, trace, error, opened=opened)
@@ -153,27 +173,28 @@ class Gateway:
         now = monotonic()
         first = trace.first_byte_at
         failure = None if error is None else trace.failure(error)
-        self._ledger.record(
-            Outcome(
-                request_id=call.id,
-                tenant_id=caller.tenant_id,
-                key_hash=caller.key_hash,
-                operation=call.operation,
-                model=call.model,
-                deployment=trace.deployment,
-                response_model=trace.response_model,
-                attempts=tuple(trace.attempts),
-                usage=trace.usage,
-                status=_status(failure, opened),
-                code=None if failure is None else failure.code,
-                stream=call.stream,
-                complete=trace.complete,
-                received_at=call.received_at,
-                latency_ms=(now - call.started) * 1000,
-                first_byte_ms=None if first is None else (first - call.started) * 1000,
-                overhead_ms=overhead_ms(call, trace, first if call.stream and first is not None else now),
-            )
+        outcome = Outcome(
+            request_id=call.id,
+            tenant_id=caller.tenant_id,
+            key_hash=caller.key_hash,
+            operation=call.operation,
+            model=call.model,
+            deployment=trace.deployment,
+            response_model=trace.response_model,
+            attempts=tuple(trace.attempts),
+            usage=trace.usage,
+            status=_status(failure, opened),
+            code=None if failure is None else failure.code,
+            stream=call.stream,
+            complete=trace.complete,
+            received_at=call.received_at,
+            latency_ms=(now - call.started) * 1000,
+            first_byte_ms=None if first is None else (first - call.started) * 1000,
+            overhead_ms=overhead_ms(call, trace, first if call.stream and first is not None else now),
         )
+        self._ledger.record(outcome)
+        if tracing is not None and self.tracer is not None:
+            self.tracer.finish(tracing, outcome)
 
 
 def _places(decision: Decision) -> tuple[Deployment, ...]:

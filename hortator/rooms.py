@@ -18,7 +18,7 @@ from hortator.dispatch import Dispatch, breaker, retry
 from hortator.dispatch.balance import Balance
 from hortator.dispatch.health import Health, ProviderHealth
 from hortator.gateway import Gateway
-from hortator.ledger import Ledger, PriceBook
+from hortator.ledger import Ledger, PriceBook, Tracer
 from hortator.providers.base import Provider
 from hortator.providers.local import LocalProvider
 from hortator.providers.local_model import LocalModel
@@ -39,6 +39,7 @@ class Lasting(NamedTuple):
     upstream: Upstream
     balance: Balance
     admission: Admission
+    tracer: Tracer | None
     local: LocalModel | None
 
 
@@ -80,6 +81,7 @@ class Rooms:
             lasting.ledger,
             lasting.budgets,
             lasting.admission,
+            lasting.tracer,
         )
 
     async def prepare(self) -> None:

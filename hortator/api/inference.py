@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 
 from hortator.api import problem
 from hortator.api.listener import DIRECT, Direct
@@ -97,6 +98,9 @@ async def answer(
     gateway: Gateway, exchange: Exchange, caller: Caller, call: Call, trace: Trace, manner: Manner = OPENAI
 ) -> None:
     """Walk a call and write its answer."""
+    if gateway.tracer is not None:
+        trace.tracing = gateway.tracer.begin(exchange.headers.get(b"traceparent"), exchange.started)
+        call = replace(call, tracing=trace.tracing)
     if call.stream:
         await _stream(gateway, exchange, caller, call, trace, manner)
         return

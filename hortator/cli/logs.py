@@ -77,6 +77,7 @@ def _secrets(settings: Settings) -> frozenset[str]:
     """Return what must not be in any line."""
     secrets = {value.reveal() for each in settings.providers for value in each.headers.values()}
     secrets |= {each.api_key.reveal() for each in settings.providers if each.api_key is not None}
+    secrets |= {value.reveal() for value in settings.tracing.headers.values()}
     for value in (settings.store.url, settings.upstream.proxy_url):
         secrets |= {value.reveal()} if value is not None else set()
     return frozenset(each for each in secrets if len(each) > 5)

@@ -9,6 +9,7 @@ import asyncio
 
 from hortator.call import UNKNOWN_USAGE, Attempt, Deployment, Usage
 from hortator.errors import ClientGone, HortatorError, Unavailable
+from hortator.tracing import Tracing
 
 
 class Trace:
@@ -24,6 +25,7 @@ class Trace:
         "hung_up",
         "response_model",
         "status",
+        "tracing",
         "tries",
         "usage",
         "waited",
@@ -50,6 +52,8 @@ class Trace:
         """Upstream headers that the client gets: rate limits and the like."""
         self.hung_up = False
         """The client is gone: a cancellation means that, and not that the server stops."""
+        self.tracing: Tracing | None = None
+        """The call's own, if traces are on."""
         self.complete = False
         """The upstream's whole answer was taken in."""
 
@@ -66,6 +70,8 @@ class Trace:
         if self.attempts:
             self.usage = UNKNOWN_USAGE
             self.response_model = None
+        if self.tracing is not None:
+            self.tracing.attempt(deployment.id, now)
 
     def end(self, error: BaseException | None, now: float) -> None:
         """The attempt has ended; `error` is None when it answered."""

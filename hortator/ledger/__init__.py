@@ -4,6 +4,7 @@
 """
 
 from hortator.ledger.prices import PriceBook
+from hortator.ledger.traces import Tracer
 from hortator.ledger.usage import Ledger
 
-__all__ = ["Ledger", "PriceBook"]
+__all__ = ["Ledger", "PriceBook", "Tracer"]

@@ -90,9 +90,10 @@ class OpenAIProvider:
         if call.stream and not call.wants_usage and call.operation in _STREAM_OPTIONS:
             options = body.get("stream_options")
             body["stream_options"] = _INCLUDE_USAGE if options is None else _with_usage(options)
-        return self._upstream.request(
-            self._origin, self._heads[call.operation], _encode(body), self._timeouts, deadline
-        )
+        head = self._heads[call.operation]
+        if call.tracing is not None:
+            head += call.tracing.header(deployment.id)
+        return self._upstream.request(self._origin, head, _encode(body), self._timeouts, deadline)
 
     async def list_models(self, deadline: float) -> tuple[str, ...] | None:
         """Return the names of the models the provider lists, None when it lists none. Raises UpstreamError."""

@@ -305,6 +305,19 @@ class Logging(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     are not logged, the admin listener lists them."""
 
 
+class Tracing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """OpenTelemetry traces of requests. Needs the extra `hortator[otel]`."""
+
+    endpoint: str | None = None
+    """Address of a collector that takes OTLP over HTTP, e.g. `http://127.0.0.1:4318`; `/v1/traces` is appended. None = no traces."""
+    headers: Mapping[str, Secret] = field(default_factory=dict)
+    """Headers for the collector, e.g. `authorization`. Never printed."""
+    ratio: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Share of requests that are traced. A request that carries `traceparent` is traced if that says so."""
+    service_name: Name = "hortator"
+    """What the spans' `service.name` says."""
+
+
 class Reload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Changes of the configuration while the server runs. `docs/operations.md` lists what needs a restart."""
 
@@ -352,6 +365,8 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The embedded model."""
     logging: Logging = field(default_factory=Logging)
     """The log on standard error."""
+    tracing: Tracing = field(default_factory=Tracing)
+    """OpenTelemetry traces of requests."""
     reload: Reload = field(default_factory=Reload)
     """Changes of the configuration while the server runs."""
 

@@ -51,6 +51,8 @@ class Rules:
         proxy = self._document.upstream.proxy_url
         if proxy is not None:
             self._single("upstream", "proxy_url", url_problem(proxy.reveal(), credentials=True))
+        if self._document.tracing.endpoint is not None:
+            self._single("tracing", "endpoint", url_problem(self._document.tracing.endpoint))
         self._file("upstream", "ca_file", self._document.upstream.ca_file)
         self._file("ledger", "price_overrides", self._document.ledger.price_overrides)
         for provider in self._document.providers:
