@@ -73,7 +73,7 @@ class App:
             settings.home / "journal",
             journal_limit=settings.ledger.journal_max_bytes,
             flush_seconds=settings.ledger.flush_ms / 1000,
-            counts=self._counts if settings.admin.enabled else None,
+            counts=self._counts if settings.admin.enabled or settings.admin.expose_on_public else None,
         )
         self._budgets = budgets(settings, prices, self.database)
         self._admission = Admission(
@@ -98,6 +98,9 @@ class App:
         self._rooms = Rooms(settings, prices, self._lasting)
         self._root_path = settings.server.root_path
         self._shell: FastAPI = shell.build(self.readiness)
+        self.clients: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """Tells the public listener's open connections and running requests; whoever listens sets it."""
+        self._exposed = self.admin(public=True) if settings.admin.expose_on_public else None
         self._door: OpenAIDoor
         self._health: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,6 +147,8 @@ class App:
                 path = scope["path"] = path[len(self._root_path) :]
             if path.startswith("/v1/"):
                 return self._door(scope, receive, send, path)
+            if self._exposed is not None and (path == "/metrics" or path.startswith("/metrics/")):
+                return self._exposed(scope, receive, send)
         return self._shell(scope, receive, naming(scope, send))
 
     def _open(self, rooms: Rooms) -> None:
@@ -166,14 +171,14 @@ class App:
         self._changed(settings)
         return waiting
 
-    def admin(self, clients: Callable[[], tuple[int, int]]) -> AdminDoor:
-        """Return the admin listener's door. `clients` tells the public listener's open connections and running requests."""
+    def admin(self, *, public: bool = False) -> AdminDoor:
+        """Return the admin listener's door, or the one that stands on the public listener and always wants a key."""
         chosen = self.settings.admin
 
         async def page() -> bytes:
-            return await asyncio.to_thread(exposition, self._counts, self._readings(*clients()))
+            return await asyncio.to_thread(exposition, self._counts, self._readings(*self.clients()))
 
-        is_open = is_loopback(chosen.host) and not chosen.require_key
+        is_open = is_loopback(chosen.host) and not chosen.require_key and not public
         return AdminDoor(self.database, self._identity, page, open=is_open)
 
     def _readings(self, connections: int, running: int) -> list[Reading]:
@@ -212,9 +217,14 @@ class App:
         text = "1 = the provider answered when it was last asked."
         for provider, health in self._rooms.health.shown.items():
             found.append(Reading("hortator_provider_up", text, health.state == "up", {"provider": provider}))
-        text = "1 = the breaker leaves the deployment of a named model alone."
+        text, flight = "1 = the breaker leaves the deployment of a named model alone.", "Requests at a deployment."
         for place, shown in self._deployments().items():
-            found.append(Reading("hortator_deployment_open", text, shown["state"] == "open", {"deployment": place}))
+            name = {"deployment": place}
+            found.append(Reading("hortator_deployment_open", text, shown["state"] == "open", name))
+            found.append(Reading("hortator_deployment_in_flight", flight, shown.get("in_flight", 0), name))
+            for state in ("closed", "open", "half-open"):
+                labels = name | {"state": state}
+                found.append(Reading("hortator_breaker_state", "1 = it is.", shown["state"] == state, labels))
         if self._local is not None:
             name = {"model": self._local.name}
             up = self._local.state == "ready"

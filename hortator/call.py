@@ -24,6 +24,7 @@ RequestId = NewType("RequestId", str)
 Operation = Dialect
 """What a call is for: the dialect it is asked in, and also what is recorded."""
 Resend = Literal["again", "elsewhere", "never"]
+Path = Literal["fast", "standard", "complex"]
 UsageSource = Literal["reported", "estimated", "unknown"]
 Priority = Literal["high", "standard", "low"]
 """Who goes first when not everybody can (R-000-72): immediate, balanced, best effort."""
@@ -125,6 +126,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Instead of `fallbacks` when the provider's content filter refuses the request."""
     hedge_ms: int = 0
     """Milliseconds without a first byte after which another candidate is asked too; 0 = never."""
+    path: Path | None = None
+    """`fast`, `standard` or `complex`; None = the model was named."""
+    task_type: str | None = None
+    """As the client said it; None = it did not."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,5 +195,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """To the first content byte of the upstream's answer."""
     overhead_ms: float
     """`latency_ms` less the time spent waiting for upstreams."""
+    task_type: str | None = None
+    """As the client said it; None = it did not."""
+    path: Path | None = None
+    """The one that routing took; None = the model was named, or none was decided on."""
+    local_fallback: bool = False
+    """The embedded model stood in for another one."""
     metadata: dict[str, str] = {}
     """What doors add for reports, bounded by the door."""

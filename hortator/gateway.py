@@ -14,7 +14,7 @@ from hortator.dispatch import Dispatch, Stream, Trace, carry_whole
 from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger, Tracer
 from hortator.routing import Catalogue, decide
-from hortator.settings import Settings
+from hortator.settings import LOCAL, Settings
 from hortator.tenancy import Admission, Budgets, Identity, Reservation
 
 
@@ -89,6 +89,7 @@ class Gateway:
         if not self._admission.enter(caller.priority):
             await self._wait(caller, call, trace)
         held: Reservation | None = None
+        decision: Decision | None = None
         tracing = call.tracing
         try:
             if tracing is not None:
@@ -102,9 +103,9 @@ class Gateway:
                 tracing.enter("dispatch")
             body = await carry_whole(self._dispatch, call, decision, trace, call.started + self._total)
         except BaseException as error:
-            self._record(caller, call, trace, held, error)
+            self._record(caller, call, trace, decision, held, error)
             raise
-        self._record(caller, call, trace, held, None)
+        self._record(caller, call, trace, decision, held, None)
         if held is not None:
             _tell_limits(held, trace)
         return body
@@ -114,6 +115,7 @@ class Gateway:
         if not self._admission.enter(caller.priority):
             await self._wait(caller, call, trace)
         held: Reservation | None = None
+        decision: Decision | None = None
         tracing = call.tracing
         try:
             if tracing is not None:
@@ -124,7 +126,7 @@ class Gateway:
                     tracing.enter("reserve")
                 held = await self._budgets.reserve(caller, call, _places(decision))
         except BaseException as error:
-            self._record(caller, call, trace, held, error)
+            self._record(caller, call, trace, decision, held, error)
             raise
         if tracing is not None:
             tracing.enter("dispatch")
@@ -135,18 +137,20 @@ class Gateway:
             try:
                 await stream.close(error)
             finally:
-                self._record(caller, call, trace, held, error)
+                self._record(caller, call, trace, decision, held, error)
             raise
         if held is not None:
             _tell_limits(held, trace)
-        return StreamedAnswer(stream, lambda error: self._record(caller, call, trace, held, error, opened=True))
+        return StreamedAnswer(
+            stream, lambda error: self._record(caller, call, trace, decision, held, error, opened=True)
+        )
 
     async def _wait(self, caller: Caller, call: Call, trace: Trace) -> None:
         """Wait for a place among the calls that run. One that gets none, or whose client does not wait for it, leaves a record."""
         try:
             await self._admission.wait(caller.priority, call.started + self._total)
         except BaseException as error:
-            self._write(caller, call, trace, error, opened=False)
+            self._write(caller, call, trace, None, error, opened=False)
             raise
 
     def _record(
@@ -154,6 +158,7 @@ class Gateway:
         caller: Caller,
         call: Call,
         trace: Trace,
+        decision: Decision | None,
         held: Reservation | None,
         error: BaseException | None,
         *,
@@ -166,9 +171,18 @@ class Gateway:
             tracing.enter("record")
         if held is not None:
             self._budgets.settle(held, trace.usage, trace.deployment, trace.response_model, trace.complete)
-        self._write(caller, call, trace, error, opened=opened)
+        self._write(caller, call, trace, decision, error, opened=opened)
 
-    def _write(self, caller: Caller, call: Call, trace: Trace, error: BaseException | None, *, opened: bool) -> None:
+    def _write(
+        self,
+        caller: Caller,
+        call: Call,
+        trace: Trace,
+        decision: Decision | None,
+        error: BaseException | None,
+        *,
+        opened: bool,
+    ) -> None:
         """Leave one record of a call, however it ended."""
         now = monotonic()
         first = trace.first_byte_at
@@ -191,16 +205,33 @@ class Gateway:
             latency_ms=(now - call.started) * 1000,
             first_byte_ms=None if first is None else (first - call.started) * 1000,
             overhead_ms=overhead_ms(call, trace, first if call.stream and first is not None else now),
+            task_type=None if decision is None else decision.task_type,
+            path=None if decision is None else decision.path,
+            local_fallback=trace.deployment is not None
+            and trace.deployment.provider == LOCAL
+            and stood_in(decision, trace),
         )
         self._ledger.record(outcome)
-        if tracing is not None and self.tracer is not None:
-            self.tracer.finish(tracing, outcome)
+        if call.tracing is not None and self.tracer is not None:
+            self.tracer.finish(call.tracing, outcome)
 
 
 def _places(decision: Decision) -> tuple[Deployment, ...]:
     """Return everywhere a call may go, its fallbacks included."""
     routes = (*decision.fallbacks, *decision.context_fallbacks, *decision.content_fallbacks)
     return decision.candidates + tuple(place for route in routes for place in route.candidates)
+
+
+def stood_in(decision: Decision | None, trace: Trace) -> bool:
+    """Whether the embedded model, which answered or was tried last, took the place of another one (R-003-6).
+
+    Either another one was tried before, or all that come first were left alone. A strategy that picks it among equals does not count.
+    """
+    if any(attempt.provider != LOCAL for attempt in trace.attempts):
+        return True
+    if decision is None or decision.candidates[0].provider == LOCAL:
+        return False
+    return decision.strategy == "ordered" or trace.deployment not in decision.candidates
 
 
 def _tell_limits(held: Reservation, trace: Trace) -> None:

@@ -103,17 +103,17 @@ class AdminDoor:
         return metrics.CONTENT_TYPE, await self._exposition()
 
     async def _summary(self, query: Query) -> Page:
-        _known(query, "period", "from", "to", "tenant_id", "model")
+        _known(query, "period", "from", "to", "tenant_id", "model", "task_type")
         wanted = reports.period(query, datetime.now(UTC))
-        return _page(await reports.summary(self._database, query.get("tenant_id"), wanted, query.get("model")))
+        return _page(await reports.summary(self._database, query.get("tenant_id"), wanted, _only(query)))
 
     async def _requests(self, query: Query) -> Page:
-        _known(query, "period", "from", "to", "tenant_id", "model", "limit", "offset", "cursor")
+        _known(query, "period", "from", "to", "tenant_id", "model", "task_type", "limit", "offset", "cursor")
         page = await reports.requests(
             self._database,
             query.get("tenant_id"),
             reports.period(query, datetime.now(UTC)),
-            query.get("model"),
+            _only(query),
             limit=_number(query, "limit", reports.DEFAULT_LIMIT, 1, reports.MAX_LIMIT),
             offset=_number(query, "offset", 0, 0, reports.MAX_OFFSET),
             cursor=query.get("cursor"),
@@ -121,12 +121,12 @@ class AdminDoor:
         return _page(page)
 
     async def _export(self, query: Query) -> Page:
-        _known(query, "period", "from", "to", "tenant_id", "format")
+        _known(query, "period", "from", "to", "tenant_id", "task_type", "format")
         format = query.get("format", "json")
         if format not in ("csv", "json"):
             raise InvalidRequest("expected csv or json", code="invalid_value", param="format")
         wanted = reports.period(query, datetime.now(UTC))
-        lines = await reports.export(self._database, query.get("tenant_id"), wanted)
+        lines = await reports.export(self._database, query.get("tenant_id"), wanted, _only(query))
         if format == "csv":
             return "text/csv; charset=utf-8", reports.as_csv(lines).encode()
         return _page(reports.as_json(lines, wanted))
@@ -162,10 +162,12 @@ def _query(raw: bytes) -> Query:
 def _known(query: Query, *names: str) -> None:
     """Raise InvalidRequest for a filter that would be passed over silently."""
     for name in query:
-        if name == "task_type":
-            raise InvalidRequest("task types are not recorded", code="unsupported_filter", param=name)
         if name not in names:
             raise InvalidRequest(f"known here: {', '.join(names)}", code="unknown_parameter", param=name[:100])
+
+
+def _only(query: Query) -> reports.Only:
+    return reports.Only(query.get("model"), query.get("task_type"))
 
 
 def _number(query: Query, name: str, default: int, low: int, high: int) -> int:

@@ -139,14 +139,15 @@ async def _serve(settings: Settings, listening: socket.socket, env_file: Path | 
         gc.freeze()
         gc.set_threshold(20_000, 10, 20)
         server = Server(config, lambda host, port: _announce(settings, local, key, host, port))
-        async with _admin(app, server):
+        app.clients = lambda: (len(server.server_state.connections), len(server.server_state.tasks))
+        async with _admin(app):
             await server.serve(sockets=[listening])
     finally:
         await app.drain()
 
 
 @contextlib.asynccontextmanager
-async def _admin(app: App, public: Server) -> AsyncIterator[None]:
+async def _admin(app: App) -> AsyncIterator[None]:
     """Run the admin listener while the public one runs and drains. An address that cannot be had is no reason not to serve."""
     chosen = app.settings.admin
     listening = None
@@ -162,7 +163,7 @@ async def _admin(app: App, public: Server) -> AsyncIterator[None]:
         yield
         return
     config = uvicorn.Config(
-        app.admin(lambda: (len(public.server_state.connections), len(public.server_state.tasks))),
+        app.admin(),
         http=limited(max_head_bytes=16_384, max_headers=100, max_connections=chosen.max_connections),
         ws="none",
         lifespan="off",

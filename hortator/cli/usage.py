@@ -27,14 +27,24 @@ def usage() -> None:
 @click.option("--tenant", help="Id or namespace of one tenant. Default: all.")
 @click.option("--from", "since", required=True, help="First hour, e.g. 2026-11-01 or 2026-11-01T12:00Z.")
 @click.option("--to", "until", required=True, help="The hour after the last one.")
+@click.option("--task-type", help="Only requests for this task type.")
 @click.option("--format", "format", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
-def export(config: Path | None, env_file: Path | None, tenant: str | None, since: str, until: str, format: str) -> None:
-    """Print sums by tenant, provider and model; amounts are exact US dollars."""
+def export(
+    config: Path | None,
+    env_file: Path | None,
+    tenant: str | None,
+    since: str,
+    until: str,
+    task_type: str | None,
+    format: str,
+) -> None:
+    """Print sums by tenant, provider, model and task type; amounts are exact US dollars."""
     try:
         wanted = reports.period({"from": since, "to": until}, datetime.now(UTC))
     except HortatorError as error:
         raise click.ClickException(error.message) from None
-    lines = with_store(config, env_file, lambda database: reports.export(database, tenant, wanted))
+    only = reports.Only(task_type=task_type)
+    lines = with_store(config, env_file, lambda database: reports.export(database, tenant, wanted, only))
     if format == "csv":
         click.echo(reports.as_csv(lines), nl=False)
     else:

@@ -17,6 +17,8 @@ from hortator.store.usage import UsageRow
 
 OTHER = "_OTHER"
 """The label of everything that has none of its own (the name is the GenAI conventions')."""
+OTHER_TASK = "other"
+"""The label of task types that the configuration does not name."""
 MAX_SERIES = 500
 """Series with a model's name. Each costs about 2 KB, and up to 50 lines in a scrape."""
 
@@ -106,16 +108,25 @@ class Series:
 class Counts:
     """Every counter of the process. `add` from one thread only."""
 
-    def __init__(self, catalogued: Callable[[str], bool] = lambda _: False) -> None:
-        """`catalogued` says whether a model is in the catalogue, and so may have series of its own."""
+    def __init__(
+        self, catalogued: Callable[[str], bool] = lambda _: False, task_known: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """`catalogued` says whether a model is in the catalogue, and so may have series of its own; `task_known` the same
+        of task types.
+        """
         self._catalogued = catalogued
+        self._task_known = task_known
         self._series: dict[tuple[str, str, str, int, str | None], Series] = {}
         self.attempts: dict[tuple[str, str], int] = {}
         """Tries by provider and error type."""
         self.fallbacks = 0
         """Requests for which more than one deployment was tried."""
         self.local_fallbacks = 0
-        """Those of them that the embedded model answered though another one was asked for."""
+        """Requests for which the embedded model stood in for another one."""
+        self.decisions: dict[tuple[str, str], int] = {}
+        """Requests by path and task type."""
+        self.retries: dict[str, int] = {}
+        """Second tries at the same deployment, by provider."""
 
     def series(self) -> list[Series]:
         """Every series, as of now."""
@@ -166,17 +177,29 @@ class Counts:
             self.attempts[plain] = self.attempts.get(plain, 0) + len(group) - len(retried)
         for outcome, _ in retried:
             self._try(outcome)
+        for outcome, _ in group:
+            self.local_fallbacks += outcome.local_fallback
+            self._decide(outcome)
+
+    def _decide(self, outcome: Outcome) -> None:
+        """Count what routing decided. A request that failed before it has no deployment, and no decision."""
+        if outcome.deployment is None:
+            return
+        task = outcome.task_type
+        key = (outcome.path or "named", "" if task is None else task if self._task_known(task) else OTHER_TASK)
+        self.decisions[key] = self.decisions.get(key, 0) + 1
 
     def _try(self, outcome: Outcome) -> None:
         """Count the attempts of a call that did not succeed at once."""
+        tried = set()
         for attempt in outcome.attempts:
             key = (attempt.provider, error_type(attempt.code))
             self.attempts[key] = self.attempts.get(key, 0) + 1
+            if attempt.deployment in tried:
+                self.retries[attempt.provider] = self.retries.get(attempt.provider, 0) + 1
+            tried.add(attempt.deployment)
         if len({attempt.deployment for attempt in outcome.attempts}) > 1:
             self.fallbacks += 1
-            answered = outcome.deployment is not None and outcome.deployment.provider == "local"
-            if answered and not outcome.model.startswith("local/"):
-                self.local_fallbacks += 1
 
     def _new(self, operation: str, provider: str, model: str, status: int, code: str | None) -> Series:
         """Find or make the series of what was not met before. Only catalogued models are remembered by their own name."""

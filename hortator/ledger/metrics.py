@@ -88,10 +88,16 @@ def _requests(page: _Page, counts: Counts, series: list[Series]) -> None:
     page.family("hortator_attempts_total", "counter", "Tries at deployments.")
     for (provider, error), count in sorted(counts.attempts.copy().items()):
         page.sample("hortator_attempts_total", {"provider": provider, "error_type": error}, count)
+    page.family("hortator_retries_total", "counter", "Second tries at the same deployment.")
+    for provider in sorted({provider for provider, _ in counts.attempts.copy()}):
+        page.sample("hortator_retries_total", {"provider": provider}, counts.retries.get(provider, 0))
+    page.family("hortator_route_decisions_total", "counter", "Requests that were given a deployment, by what decided.")
+    for (path, task), count in sorted(counts.decisions.copy().items()):
+        page.sample("hortator_route_decisions_total", {"path": path, "task_type": task}, count)
     page.family("hortator_fallbacks_total", "counter", "Requests for which more than one deployment was tried.")
     page.sample("hortator_fallbacks_total", {}, counts.fallbacks)
     page.family(
-        "hortator_local_fallbacks_total", "counter", "Requests the embedded model answered in another model's place."
+        "hortator_local_fallbacks_total", "counter", "Requests for which the embedded model stood in for another."
     )
     page.sample("hortator_local_fallbacks_total", {}, counts.local_fallbacks)
     page.family("hortator_overhead_seconds", "histogram", "Time in the gateway, waiting for upstreams not counted.")

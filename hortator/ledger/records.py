@@ -13,6 +13,7 @@ import msgspec
 import uuid_utils
 
 from hortator.call import Attempt, Outcome, Usage
+from hortator.ledger.counts import OTHER_TASK
 from hortator.ledger.prices import FREE, Price, PriceBook
 from hortator.store.tables import MONEY_SCALE
 from hortator.store.usage import UsageRow
@@ -60,6 +61,8 @@ class Served(NamedTuple):
 
 NOBODY = Served(None, None, None)
 MAX_SERVED = 4096
+MAX_TASKS = 1000
+"""Task types with sums of their own, in this process."""
 
 
 class Recorder:
@@ -69,6 +72,7 @@ class Recorder:
         self._prices = prices
         self._second = -1
         self._second_text = ""
+        self._tasks: set[str] = set()
         self._served: dict[tuple[str, str | None], Served] = {}
 
     def row(self, outcome: Outcome) -> UsageRow:
@@ -110,7 +114,17 @@ class Recorder:
             cost=cost,
             first_byte_ms=None if first_byte_ms is None else int(first_byte_ms * 1000 + 0.5) / 1000,
             error_code=None if outcome.code is None else _text(outcome.code, 100),
+            task_type=None if outcome.task_type is None else self._task(_text(outcome.task_type, 100)),
+            local_fallback=outcome.local_fallback,
         )
+
+    def _task(self, task: str) -> str:
+        """A task type as it is kept: clients choose them, so from the thousandth on, new ones are `other`."""
+        if task not in self._tasks:
+            if len(self._tasks) >= MAX_TASKS:
+                return OTHER_TASK
+            self._tasks.add(task)
+        return task
 
     def _costs(self, outcome: Outcome, usage: Usage) -> tuple[Cost, list[AttemptRecord]]:
         """Price the call and its attempts: the call costs what its attempts do. A call that no upstream saw is free.

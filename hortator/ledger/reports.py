@@ -24,6 +24,8 @@ from hortator.store import reports
 from hortator.store.database import Database
 from hortator.store.queries import OperatorScope, TenantScope, tenant_by_namespace
 
+Only = reports.Only
+ALL = reports.ALL
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 500
 MAX_OFFSET = 10_000
@@ -33,7 +35,7 @@ MAX_PERIOD = timedelta(days=366)
 
 _UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
-LINE = ("tenant_id", "provider", "model", *reports.COUNTS, "cost_usd")
+LINE = ("tenant_id", "provider", "model", "task_type", *reports.COUNTS, "cost_usd")
 """Columns of an export."""
 
 
@@ -93,10 +95,10 @@ async def scope(database: Database, tenant: str | None) -> TenantScope | Operato
     return TenantScope(database, (await tenant_by_namespace(database, tenant)).id)
 
 
-async def summary(database: Database, tenant: str | None, wanted: Period, model: str | None) -> dict[str, Any]:
+async def summary(database: Database, tenant: str | None, wanted: Period, only: Only = ALL) -> dict[str, Any]:
     """Return the totals of a period (R-003-6). It is widened to full hours, and says so."""
     whole = Period(_floor(wanted.since), _ceiling(wanted.until))
-    found = await reports.sums(database, await scope(database, tenant), *whole, model)
+    found = await reports.sums(database, await scope(database, tenant), *whole, only)
     return {
         "total_requests": found.requests,
         "total_cost_usd": found.cost,
@@ -113,7 +115,7 @@ async def requests(
     database: Database,
     tenant: str | None,
     wanted: Period,
-    model: str | None,
+    only: Only = ALL,
     *,
     limit: int = DEFAULT_LIMIT,
     offset: int = 0,
@@ -124,7 +126,7 @@ async def requests(
         database,
         await scope(database, tenant),
         *wanted,
-        model=model,
+        only=only,
         limit=limit + 1,
         offset=offset,
         after=None if cursor is None else _place(cursor),
@@ -136,14 +138,14 @@ async def requests(
     return {"requests": shown, "limit": limit, "offset": offset, "next_cursor": None if last is None else _cursor(last)}
 
 
-async def export(database: Database, tenant: str | None, wanted: Period) -> list[dict[str, Any]]:
-    """Return the lines to bill: sums by tenant, provider and model, costs as exact text.
+async def export(database: Database, tenant: str | None, wanted: Period, only: Only = ALL) -> list[dict[str, Any]]:
+    """Return the lines to bill: sums by tenant, provider, model and task type, costs as exact text.
 
     Raises InvalidRequest unless the period begins and ends at a full hour: an invoice must not be widened.
     """
     if wanted != (_floor(wanted.since), _floor(wanted.until)):
         raise InvalidRequest("an export begins and ends at a full hour, UTC", code="invalid_value", param="from")
-    found = await reports.lines(database, await scope(database, tenant), *wanted, None, MAX_LINES + 1)
+    found = await reports.lines(database, await scope(database, tenant), *wanted, MAX_LINES + 1, only)
     if len(found) > MAX_LINES:
         raise InvalidRequest("too many lines; ask for one tenant at a time", code="invalid_value", param="tenant_id")
     return [{**{name: line[name] for name in LINE[:-1]}, "cost_usd": f"{line['cost']:.10f}"} for line in found]

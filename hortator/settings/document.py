@@ -57,6 +57,8 @@ class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """True = a key is required on a loopback address too."""
     max_connections: Count = 64
     """Most open connections; more are turned away."""
+    expose_on_public: bool = False
+    """True = the public listener serves `/metrics` and `/metrics/...` too, to keys with the permission `admin` only."""
 
 
 class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -24,7 +24,7 @@ COUNTS = ("requests", "unpriced", "local_fallbacks", *TOKENS)
 RECORD = (
     "id timestamp request_id tenant_id operation model_asked model_served provider deployment attempts input_tokens "
     "output_tokens cached_tokens reasoning_tokens cache_write_tokens usage_source price_state cost latency_ms first_byte_ms "
-    "overhead_ms status error_code stream complete"
+    "overhead_ms status error_code stream complete task_type local_fallback"
 ).split()
 """What a report shows of a record: everything but key hashes, prices and attempts."""
 
@@ -62,9 +62,21 @@ class Place(NamedTuple):
     id: int
 
 
-async def sums(database: Database, scope: Scope, since: datetime, until: datetime, model: str | None) -> Sums:
+class Only(NamedTuple):
+    """What a report is confined to; None = to nothing."""
+
+    model: str | None = None
+    """A deployment's id; for records also what was asked for."""
+    task_type: str | None = None
+    """Empty = requests without one."""
+
+
+ALL = Only()
+
+
+async def sums(database: Database, scope: Scope, since: datetime, until: datetime, only: Only = ALL) -> Sums:
     """Add up the hours from `since` to before `until`, both at the full hour."""
-    statement = _hours(scope, since, until, model, *_added((*COUNTS, "latency_us")), _cost())
+    statement = _hours(scope, since, until, only, *_added((*COUNTS, "latency_us")), _cost())
     async with database.read() as connection:
         *counts, latency, cost = (await connection.execute(statement)).one()
     values = dict(zip(COUNTS, map(int, counts), strict=True))
@@ -89,13 +101,13 @@ async def key_sums(database: Database, scope: Scope, since: datetime, limit: int
 
 
 async def lines(
-    database: Database, scope: Scope, since: datetime, until: datetime, model: str | None, limit: int
+    database: Database, scope: Scope, since: datetime, until: datetime, limit: int, only: Only = ALL
 ) -> list[dict[str, Any]]:
-    """Return sums by tenant, provider and model, at most `limit`."""
+    """Return sums by tenant, provider, model and task type, at most `limit`."""
     column = usage_rollups.c
-    names = (column.tenant_id, column.provider, column.model)
+    names = (column.tenant_id, column.provider, column.model, column.task_type)
     statement = (
-        _hours(scope, since, until, model, *names, *_added(COUNTS), _cost())
+        _hours(scope, since, until, only, *names, *_added(COUNTS), _cost())
         .group_by(*names)
         .order_by(*names)
         .limit(limit)
@@ -103,8 +115,8 @@ async def lines(
     async with database.read() as connection:
         rows = (await connection.execute(statement)).all()
     found = []
-    for tenant, provider, name, *counts, cost in rows:
-        values: dict[str, Any] = {"tenant_id": tenant, "provider": provider, "model": name}
+    for tenant, provider, name, task_type, *counts, cost in rows:
+        values: dict[str, Any] = {"tenant_id": tenant, "provider": provider, "model": name, "task_type": task_type}
         values |= dict(zip(COUNTS, map(int, counts), strict=True))
         found.append(values | {"cost": cost or Decimal(0)})
     return found
@@ -116,8 +128,8 @@ async def records(
     since: datetime,
     until: datetime,
     *,
-    model: str | None,
     limit: int,
+    only: Only = ALL,
     offset: int = 0,
     after: Place | None = None,
 ) -> list[dict[str, Any]]:
@@ -126,8 +138,10 @@ async def records(
     statement = scope.rows(usage_events, *(column[name] for name in RECORD)).where(
         column.timestamp >= since, column.timestamp < until
     )
-    if model is not None:
-        statement = statement.where(or_(column.deployment == model, column.model_asked == model))
+    if only.model is not None:
+        statement = statement.where(or_(column.deployment == only.model, column.model_asked == only.model))
+    if only.task_type is not None:
+        statement = statement.where(func.coalesce(column.task_type, "") == only.task_type)
     if after is not None:
         statement = statement.where(
             column.timestamp <= after.timestamp,
@@ -138,12 +152,12 @@ async def records(
         return [dict(row._mapping) for row in await connection.execute(statement)]
 
 
-def _hours(
-    scope: Scope, since: datetime, until: datetime, model: str | None, *columns: ColumnElement[Any]
-) -> Select[Any]:
+def _hours(scope: Scope, since: datetime, until: datetime, only: Only, *columns: ColumnElement[Any]) -> Select[Any]:
     column = usage_rollups.c
     statement = scope.rows(usage_rollups, *columns).where(column.hour >= since, column.hour < until)
-    return statement if model is None else statement.where(column.model == model)
+    if only.model is not None:
+        statement = statement.where(column.model == only.model)
+    return statement if only.task_type is None else statement.where(column.task_type == only.task_type)
 
 
 def _added(names: tuple[str, ...]) -> list[ColumnElement[Any]]:

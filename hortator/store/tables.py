@@ -27,6 +27,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     Uuid,
+    false,
     func,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -174,6 +175,8 @@ usage_events = Table(
     Column("error_code", String(100)),
     Column("stream", Boolean, nullable=False),
     Column("complete", Boolean, nullable=False),
+    Column("task_type", String(100)),
+    Column("local_fallback", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("event_id"),
     Index(None, "tenant_id", "timestamp"),
     Index(None, "timestamp"),
@@ -188,6 +191,7 @@ usage_rollups = Table(
     Column("provider", String(100), primary_key=True),
     Column("model", String(255), primary_key=True),
     Column("status_class", Integer, primary_key=True, autoincrement=False),
+    Column("task_type", String(100), primary_key=True, server_default=""),
     Column("requests", BigInteger, nullable=False),
     Column("unpriced", BigInteger, nullable=False),
     Column("local_fallbacks", BigInteger, nullable=False),

@@ -26,7 +26,7 @@ log = logging.getLogger("hortator.store")
 MAX_ROWS = 8192
 """Rows a transaction."""
 _CHUNK = 256
-"""Rows a statement on SQLite; 256 x 32 values are below its limit of 32,766."""
+"""Rows a statement on SQLite; 256 x 34 values are below its limit of 32,766."""
 
 
 class UsageRow(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -68,6 +68,8 @@ class UsageRow(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     cost: int | None = None
     first_byte_ms: float | None = None
     error_code: str | None = None
+    task_type: str | None = None
+    local_fallback: bool = False
 
 
 COLUMNS = UsageRow.__struct_fields__

@@ -146,8 +146,6 @@ class Budgets:
         """
         self._counters = counters
         self.configure(price, default_max_output_tokens=default_max_output_tokens, fail_open=fail_open)
-        self._replica = token_hex(8)
-        self._number = count()
         self._plans: dict[KeyHash, _Plan] = {}
         self._reserved = self._settled = self._refunded = self._passed = self._unavailable = 0
         self._refused: dict[LimitKind, int] = dict.fromkeys(_CODES, 0)

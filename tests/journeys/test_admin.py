@@ -23,6 +23,7 @@ from tests.upstream.process import Upstream
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "hortator.json"
 TODAY = "period=1h"
+HOURS = "2026-01-01&to=2026-01-02"
 
 
 def admin_port(gateway: Gateway) -> int:
@@ -99,6 +100,8 @@ def test_the_summary_has_the_fields_and_sums_of_the_contract(admin: Admin, watch
     assert found["input_tokens"] == sum(row["input_tokens"] or 0 for row in rows) > 0
     one = admin.get(f"/metrics/summary?{TODAY}&model={MODEL}&tenant_id=default")
     assert one["total_requests"] == 5
+    assert admin.get(f"/metrics/summary?{TODAY}&task_type=")["total_requests"] == 6
+    assert admin.get(f"/metrics/summary?{TODAY}&task_type=extraction")["total_requests"] == 0
     assert admin.get(f"/metrics/summary?{TODAY}&tenant_id=00000000-0000-7000-8000-000000000000")["total_requests"] == 0
 
 
@@ -118,6 +121,7 @@ def test_requests_come_newest_first_by_page_and_by_cursor(admin: Admin, watched:
         cursor = page["next_cursor"]
     assert walked == ids
     assert len(admin.get(f"/metrics/requests?model={REFUSED}&tenant_id=default")["requests"]) == 1
+    assert admin.get("/metrics/requests?task_type=extraction")["requests"] == []
     assert admin.get("/metrics/requests?from=2020-01-01&to=2020-01-02")["requests"] == []
 
 
@@ -152,7 +156,6 @@ def test_an_export_sums_to_the_ledger_in_every_form(admin: Admin, watched: Gatew
         ("summary?tenant=x", 400, "unknown_parameter"),
         ("summary?model=a&model=b", 400, "invalid_value"),
         ("summary?model=%00", 400, "invalid_value"),
-        ("requests?task_type=extraction", 400, "unsupported_filter"),
         ("requests?limit=501", 400, "invalid_value"),
         ("requests?limit=0", 400, "invalid_value"),
         ("requests?offset=10001", 400, "invalid_value"),
@@ -179,6 +182,23 @@ def test_the_public_listener_serves_none_of_it(watched: Gateway, path: str) -> N
     """R-003-8."""
     for each in (path, f"/v1{path}"):
         assert watched.door.call("GET", each).status == 404
+
+
+def test_the_public_listener_serves_it_where_that_is_configured_and_only_to_keys_with_the_permission(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """C-13."""
+    exposed = {"expose_on_public": True, "enabled": False}
+    with running_gateway(tmp_path, upstream, admin=exposed, server={"root_path": "/front"}) as gateway:
+        assert gateway.door.chat(MODEL, upstream.plan("ok")).status == 200
+        public = Admin(gateway.port)
+        public.refused("/front/metrics", 401, "missing_api_key")
+        public.refused("/front/metrics/summary", 403, "permission_required", Authorization=f"Bearer {gateway.key}")
+        allowed = {"Authorization": f"Bearer {gateway.new_key('operator', '--permission', 'admin')}"}
+        eventually(lambda: b"hortator_requests_total{" in public.call("/front/metrics", **allowed).body, "the counts")
+        for path in ("summary", "requests", f"export?from={HOURS}"):
+            assert public.call(f"/front/metrics/{path}", **allowed).status == 200
+        public.refused("/front/metrics/nothing", 404, "unknown_url", **allowed)
 
 
 def test_on_an_open_address_a_key_with_the_permission_is_needed(upstream: Upstream, tmp_path: Path) -> None:

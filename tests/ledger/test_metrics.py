@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from hortator.call import Attempt, Deployment, Outcome, ProviderId, Usage
@@ -12,7 +13,7 @@ from hortator.errors import CODES
 from hortator.ledger import PriceBook
 from hortator.ledger.counts import MAX_SERIES, OTHER, Counts
 from hortator.ledger.metrics import Reading, exposition
-from hortator.ledger.records import Recorder
+from hortator.ledger.records import MAX_TASKS, Recorder
 from tests.outcomes import attempt, outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ def test_failures_attempts_and_fallbacks_are_told_apart() -> None:
     found = scraped(
         counted(
             outcome(1, attempts=tries),
-            outcome(2, attempts=elsewhere, deployment=local),
+            outcome(2, attempts=elsewhere, deployment=local, local_fallback=True),
             outcome(3, status=502, code="upstream_error", attempts=(attempt(500, "upstream_error"),)),
             outcome(4, status=404, code="model_not_found", deployment=None, attempts=()),
         )
@@ -87,6 +88,33 @@ def test_failures_attempts_and_fallbacks_are_told_apart() -> None:
     assert one(attempts, provider="local", error_type="") == 1
     assert (one(found["hortator_fallbacks_total"]), one(found["hortator_local_fallbacks_total"])) == (1, 1)
     assert one(found["hortator_requests_total"], provider="", error_type="model_not_found") == 1
+
+
+def test_second_tries_at_one_deployment_are_counted_apart_from_tries_elsewhere() -> None:
+    failed = attempt(500, "upstream_error")
+    other = msgspec.structs.replace(failed, deployment="groq/other")
+    found = scraped(counted(outcome(1, attempts=(failed, other, failed, attempt(200))), outcome(2)))
+    assert one(found["hortator_retries_total"], provider="groq") == 2
+
+
+def test_decisions_are_counted_by_path_and_by_the_task_types_that_the_configuration_names() -> None:
+    counts = Counts(lambda _: True, lambda task: task == "extraction")
+    asked = [("fast", "extraction"), (None, None), (None, None), *(("complex", f"made-up-{n}") for n in range(1000))]
+    outcomes = [outcome(n, path=path, task_type=task) for n, (path, task) in enumerate(asked)]
+    outcomes.append(outcome(2000, deployment=None, attempts=(), task_type="extraction", status=403, code="forbidden"))
+    recorder = Recorder(PriceBook())
+    counts.add([(each, recorder.row(each)) for each in outcomes])
+    found = {(each["path"], each["task_type"]): n for each, n in scraped(counts)["hortator_route_decisions_total"]}
+    assert found == {("fast", "extraction"): 1, ("named", ""): 2, ("complex", "other"): 1000}
+
+
+def test_a_thousand_task_types_have_sums_of_their_own_and_no_more() -> None:
+    recorder = Recorder(PriceBook())
+    kept = [recorder.row(outcome(n, task_type=f"{n}-" + "x" * 200)).task_type or "" for n in range(1500)]
+    assert len(set(kept)) == MAX_TASKS + 1
+    assert max(map(len, kept)) == 100
+    assert kept[-1] == "other"
+    assert recorder.row(outcome(1, task_type="0-" + "x" * 200)).task_type == kept[0], "those that are known stay"
 
 
 def test_what_a_provider_calls_its_errors_is_not_a_label() -> None:

@@ -40,6 +40,8 @@ def some_rows(seed: int, count: int) -> list[UsageRow]:
                 deployment=deployment,
                 model_asked=chance.choice(["default", "local/q"]),
                 attempts=chance.choice([1, 2]),
+                task_type=chance.choice([None, "extraction", "chat"]),
+                local_fallback=provider == "local" and chance.random() < 0.5,
                 status=chance.choice([200, 200, 404, 499, 502]),
                 input_tokens=chance.choice([None, 0, 17, 2**30]),
                 output_tokens=chance.choice([None, 5]),
@@ -57,11 +59,10 @@ async def added_up(database: Database) -> dict[tuple[str, ...], list[Any]]:
     found: dict[tuple[str, ...], list[Any]] = defaultdict(lambda: [0, 0, 0, 0, 0, 0, Decimal(0)])
     for tenant in TENANTS:
         for each in await TenantScope(database, TenantId(tenant)).usage(*EVER, limit=1000):
-            sums = found[tenant, each["provider"] or "", each["deployment"] or ""]
+            sums = found[tenant, each["provider"] or "", each["deployment"] or "", each["task_type"] or ""]
             sums[0] += 1
             sums[1] += each["cost"] is None
-            fallback = each["provider"] == "local" and each["attempts"] > 1 and each["model_asked"] != "local/q"
-            sums[2] += fallback
+            sums[2] += each["local_fallback"]
             for place, name in enumerate(("input_tokens", "output_tokens", "cached_tokens"), 3):
                 sums[place] += each[name] or 0
             sums[6] += each["cost"] or 0
@@ -69,9 +70,12 @@ async def added_up(database: Database) -> dict[tuple[str, ...], list[Any]]:
 
 
 async def rolled_up(database: Database) -> dict[tuple[str, ...], list[Any]]:
-    found = await reports.lines(database, OperatorScope(), *EVER, None, 1000)
+    found = await reports.lines(database, OperatorScope(), *EVER, 1000)
     names = ("requests", "unpriced", "local_fallbacks", "input_tokens", "output_tokens", "cached_tokens", "cost")
-    return {(each["tenant_id"], each["provider"], each["model"]): [each[name] for name in names] for each in found}
+    return {
+        (each["tenant_id"], each["provider"], each["model"], each["task_type"]): [each[name] for name in names]
+        for each in found
+    }
 
 
 async def test_the_sums_are_those_of_the_records_also_after_replays_and_refusals(database: Database) -> None:
@@ -91,7 +95,7 @@ async def test_periods_and_latencies_are_summed_by_the_hour(database: Database) 
     for hours in (0, 1, 2, 3):
         until = HOUR + timedelta(hours=hours)
         expected = [each for each in rows if each.timestamp < until.strftime("%Y-%m-%d %H:%M:%S.%f")]
-        found = await reports.sums(database, OperatorScope(), HOUR, until, None)
+        found = await reports.sums(database, OperatorScope(), HOUR, until)
         assert found.requests == len(expected)
         assert found.latency_us == sum(round(each.latency_ms * 1000) for each in expected)
 
@@ -101,10 +105,10 @@ async def test_a_tenants_sums_and_records_are_its_own(database: Database) -> Non
     everyone = await rolled_up(database)
     for tenant in TENANTS:
         scope = TenantScope(database, TenantId(tenant))
-        found = await reports.lines(database, scope, *EVER, None, 1000)
+        found = await reports.lines(database, scope, *EVER, 1000)
         assert {each["tenant_id"] for each in found} == {tenant}
         assert sum(each["requests"] for each in found) == sum(v[0] for k, v in everyone.items() if k[0] == tenant)
-        page = await reports.records(database, scope, *EVER, model=None, limit=500)
+        page = await reports.records(database, scope, *EVER, limit=500)
         assert {each["tenant_id"] for each in page} == {tenant}
 
 
@@ -123,9 +127,16 @@ async def test_reports_use_an_index(database: Database) -> None:
             assert all("USING INDEX" in line[3] for line in plan), plan
 
 
+def stood_in(each: UsageRow) -> bool:
+    """What counted as a local fallback before records said so."""
+    return each.provider == "local" and each.attempts > 1 and each.model_asked != "local/q"
+
+
 async def test_the_migration_adds_up_what_was_there_before_it(database: Database) -> None:
     """Take the tables back to what they were, and migrate again."""
-    await insert_usage(database, some_rows(5, 300))
+    rows = [msgspec.structs.replace(each, task_type=None, local_fallback=stood_in(each)) for each in some_rows(5, 300)]
+    await insert_usage(database, rows)
+    before = await rolled_up(database)
     keys = await by_key(database)
     async with database.write() as connection:
         brin = "CREATE INDEX ix_usage_events_timestamp_brin ON usage_events USING brin (timestamp)"
@@ -133,14 +144,17 @@ async def test_the_migration_adds_up_what_was_there_before_it(database: Database
             "DROP TABLE usage_rollups",
             "DROP TABLE key_rollups",
             "DROP INDEX ix_usage_events_timestamp",
-            "ALTER TABLE api_keys DROP COLUMN config",  # a later revision adds it
+            # Later revisions add these.
+            "ALTER TABLE api_keys DROP COLUMN config",
+            "ALTER TABLE usage_events DROP COLUMN task_type",
+            "ALTER TABLE usage_events DROP COLUMN local_fallback",
             "UPDATE alembic_version SET version_num = '0001'",
             *([] if database.is_sqlite else [brin]),
         ]
         for statement in statements:
             await connection.execute(sqlalchemy.text(statement))
     assert await schema.migrate(database)
-    assert await rolled_up(database) == await added_up(database)
+    assert await rolled_up(database) == before
     assert await by_key(database) == keys
 
 
@@ -167,20 +181,34 @@ async def test_what_each_key_used_is_added_up_from_an_hour_on_once(database: Dat
     assert found == {key: [v[0], v[1], Decimal(v[2]).scaleb(-10)] for key, v in expected.items()}
 
 
+async def test_task_types_are_told_apart_in_sums_and_records(database: Database) -> None:
+    await insert_usage(database, some_rows(9, 200))
+    everything = await reports.sums(database, OperatorScope(), *EVER)
+    parts = 0
+    for task in ("", "extraction", "chat"):
+        only = reports.Only(task_type=task)
+        found = await reports.sums(database, OperatorScope(), *EVER, only)
+        page = await reports.records(database, OperatorScope(), *EVER, limit=500, only=only)
+        assert {each["task_type"] or "" for each in page} == {task}
+        assert len(page) == found.requests > 0
+        lines = await reports.lines(database, OperatorScope(), *EVER, 1000, only)
+        assert sum(each["cost"] for each in lines) == found.cost
+        parts += found.requests
+    assert parts == everything.requests
+
+
 async def test_pages_by_cursor_show_each_record_once_also_of_one_moment(database: Database) -> None:
     await insert_usage(database, [*some_rows(6, 100), *(row(number) for number in range(50))])
     seen: list[int] = []
     after = None
     while True:
-        page = await reports.records(database, OperatorScope(), *EVER, model=None, limit=7, after=after)
+        page = await reports.records(database, OperatorScope(), *EVER, limit=7, after=after)
         seen += [each["id"] for each in page]
         if len(page) < 7:
             break
         after = reports.Place(page[-1]["timestamp"], page[-1]["id"])
     assert len(seen) == len(set(seen)) == 150
-    assert seen == [
-        each["id"] for each in await reports.records(database, OperatorScope(), *EVER, model=None, limit=500)
-    ]
+    assert seen == [each["id"] for each in await reports.records(database, OperatorScope(), *EVER, limit=500)]
 
 
 async def test_two_writers_at_once_add_everything_up(database: Database) -> None:
