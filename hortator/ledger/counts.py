@@ -8,7 +8,7 @@ most `MAX_SERIES` in all, and error types come from a closed list; everything el
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from hortator.call import Outcome
@@ -17,6 +17,8 @@ from hortator.store.usage import UsageRow
 
 OTHER = "_OTHER"
 """The label of everything that has none of its own (the name is the GenAI conventions')."""
+OPERATIONS: Mapping[str, str] = {"completions": "text_completion", "responses": "chat", "messages": "chat"}
+"""Operations whose name in the GenAI conventions is another."""
 OTHER_TASK = "other"
 """The label of task types that the configuration does not name."""
 MAX_SERIES = 500
@@ -119,6 +121,8 @@ class Counts:
         self._series: dict[tuple[str, str, str, int, str | None], Series] = {}
         self.attempts: dict[tuple[str, str], int] = {}
         """Tries by provider and error type."""
+        self.tries: dict[tuple[str, str, str], Histogram] = {}
+        """How long they took, milliseconds, by operation, provider and error type."""
         self.fallbacks = 0
         """Requests for which more than one deployment was tried."""
         self.local_fallbacks = 0
@@ -175,6 +179,8 @@ class Counts:
             retried = [pair for pair in group if len(pair[0].attempts) != 1]
             plain = (series.labels.provider, "")
             self.attempts[plain] = self.attempts.get(plain, 0) + len(group) - len(retried)
+            times = [outcome.attempts[0].duration_ms for outcome, _ in group if len(outcome.attempts) == 1]
+            self._took(series.labels.operation, *plain, times)
         for outcome, _ in retried:
             self._try(outcome)
         for outcome, _ in group:
@@ -195,11 +201,21 @@ class Counts:
         for attempt in outcome.attempts:
             key = (attempt.provider, error_type(attempt.code))
             self.attempts[key] = self.attempts.get(key, 0) + 1
+            self._took(outcome.operation, *key, [attempt.duration_ms])
             if attempt.deployment in tried:
                 self.retries[attempt.provider] = self.retries.get(attempt.provider, 0) + 1
             tried.add(attempt.deployment)
         if len({attempt.deployment for attempt in outcome.attempts}) > 1:
             self.fallbacks += 1
+
+    def _took(self, operation: str, provider: str, error: str, times: list[float]) -> None:
+        """Observe how long tries took."""
+        if times:
+            key = (convention(operation), provider, error)
+            histogram = self.tries.get(key)
+            if histogram is None:
+                histogram = self.tries[key] = Histogram(SECONDS)
+            histogram.take(times, _DURATION)
 
     def _new(self, operation: str, provider: str, model: str, status: int, code: str | None) -> Series:
         """Find or make the series of what was not met before. Only catalogued models are remembered by their own name."""
@@ -217,6 +233,11 @@ def _pace(outcome: Outcome, row: UsageRow) -> float | None:
     if row.output_tokens is None or row.output_tokens < 2 or outcome.first_byte_ms is None:
         return None
     return max(0.0, outcome.latency_ms - outcome.first_byte_ms) / (row.output_tokens - 1)
+
+
+def convention(operation: str) -> str:
+    """Return an operation's name in the GenAI conventions."""
+    return OPERATIONS.get(operation, operation)
 
 
 def error_type(code: str | None) -> str:

@@ -24,6 +24,7 @@ from hortator.ledger.counts import (
     Counts,
     Histogram,
     Series,
+    convention,
 )
 from hortator.store.tables import MONEY_SCALE
 
@@ -76,6 +77,7 @@ def exposition(counts: Counts, readings: Iterable[Reading]) -> bytes:
     _requests(page, counts, series)
     _consumption(page, series)
     _conventions(page, series)
+    _tries(page, counts)
     _gauges(page, (*readings, *_process()))
     return ("\n".join(page.lines) + "\n").encode()
 
@@ -163,8 +165,17 @@ def _conventions(page: _Page, series: list[Series]) -> None:
             page.histogram(name, labels, TOKENS, _merged(histograms, TOKENS), 1)
 
 
+def _tries(page: _Page, counts: Counts) -> None:
+    """The metric of the conventions for what we are ourselves: a client of providers. One observation a try."""
+    name = "gen_ai_client_operation_duration_seconds"
+    page.family(name, "histogram", "Time from the start of a try at a deployment to its end.")
+    for (operation, provider, error), found in sorted(counts.tries.copy().items()):
+        labels = {"gen_ai_operation_name": operation, "gen_ai_provider_name": provider}
+        page.histogram(name, labels | ({"error_type": error} if error else {}), SECONDS, found, 0.001)
+
+
 def _asked(series: Series) -> tuple[str, ...]:
-    return (series.labels.operation, series.labels.provider, series.labels.model)
+    return (convention(series.labels.operation), series.labels.provider, series.labels.model)
 
 
 def _convention(key: tuple[str, ...]) -> dict[str, str]:

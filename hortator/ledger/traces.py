@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hortator.call import Attempt, Outcome, Usage
 from hortator.errors import ConfigError
-from hortator.ledger.counts import error_type
+from hortator.ledger.counts import convention, error_type
 from hortator.tracing import AttemptBegun, Tracing, parent_of
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ TIMEOUT_SECONDS = 5.0
 """How long the collector may take, all tries together."""
 CLOSE_SECONDS = 3.0
 TRACES_PATH = "/v1/traces"
-OPERATIONS: Mapping[str, str] = {"completions": "text_completion", "responses": "chat", "messages": "chat"}
-"""Operations whose name in the GenAI conventions is another."""
 
 Attributes = dict[str, str | int | float | bool]
 Ended = tuple[Tracing, Outcome, float]
@@ -152,7 +150,7 @@ class Spans:
             parent = self._context(tracing.trace_id, tracing.parent_id, True, self._flags)
         times = (tracing.rooms[0][1], left)
         failed = outcome.code is not None
-        name = f"{operation(outcome)} {outcome.model[:255]}"
+        name = f"{convention(outcome.operation)} {outcome.model[:255]}"
         yield self._make(tracing, name, root, parent, self._kind.SERVER, of_request(outcome), times, failed)
         ends = [*(at for _, at in tracing.rooms[1:]), left]
         dispatch = root
@@ -164,7 +162,7 @@ class Spans:
             yield self._make(tracing, room, context, root, self._kind.INTERNAL, {}, (at, end), False)
         for begun, attempt in paired(tracing.attempts, outcome.attempts):
             context = self._context(tracing.trace_id, begun.span_id, False, self._flags)
-            name = f"{operation(outcome)} {begun.deployment.partition('/')[2][:255]}"
+            name = f"{convention(outcome.operation)} {begun.deployment.partition('/')[2][:255]}"
             attributes = of_attempt(outcome, attempt)
             times = (begun.at, begun.at + attempt.duration_ms / 1000)
             failed = attempt.code is not None
@@ -196,15 +194,10 @@ class Spans:
         )
 
 
-def operation(outcome: Outcome) -> str:
-    """Return the operation's name in the GenAI conventions."""
-    return OPERATIONS.get(outcome.operation, outcome.operation)
-
-
 def of_request(outcome: Outcome) -> Attributes:
     """Return the attributes of a request's own span."""
     found: Attributes = {
-        "gen_ai.operation.name": operation(outcome),
+        "gen_ai.operation.name": convention(outcome.operation),
         "gen_ai.request.model": _text(outcome.model),
         "gen_ai.request.stream": outcome.stream,
         "http.response.status_code": outcome.status,
@@ -227,7 +220,7 @@ def of_request(outcome: Outcome) -> Attributes:
 def of_attempt(outcome: Outcome, attempt: Attempt) -> Attributes:
     """Return the attributes of one attempt's span. What was answered belongs to the one that did."""
     found: Attributes = {
-        "gen_ai.operation.name": operation(outcome),
+        "gen_ai.operation.name": convention(outcome.operation),
         "gen_ai.provider.name": attempt.provider,
         "gen_ai.request.model": _text(attempt.deployment.partition("/")[2]),
         "hortator.deployment": _text(attempt.deployment),

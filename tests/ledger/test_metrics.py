@@ -95,6 +95,17 @@ def test_second_tries_at_one_deployment_are_counted_apart_from_tries_elsewhere()
     other = msgspec.structs.replace(failed, deployment="groq/other")
     found = scraped(counted(outcome(1, attempts=(failed, other, failed, attempt(200))), outcome(2)))
     assert one(found["hortator_retries_total"], provider="groq") == 2
+    durations = found["gen_ai_client_operation_duration_seconds_count"]
+    assert one(durations, gen_ai_provider_name="groq", error_type="upstream_error") == 3
+    assert sum(value for _, value in durations) == 5
+
+
+def test_operations_have_the_names_of_the_conventions_and_no_sample_comes_twice() -> None:
+    asked = ("chat", "messages", "responses", "completions", "embeddings")
+    page = exposition(counted(*(outcome(n, operation=name) for n, name in enumerate(asked))), ()).decode()
+    samples = [line.rpartition(" ")[0] for line in page.splitlines() if not line.startswith("#")]
+    assert len(samples) == len(set(samples))
+    assert set(re.findall(r'gen_ai_operation_name="(\w+)"', page)) == {"chat", "text_completion", "embeddings"}
 
 
 def test_decisions_are_counted_by_path_and_by_the_task_types_that_the_configuration_names() -> None:
