@@ -7,7 +7,7 @@ A generation that cannot be made (ConfigError) changes nothing; `take_over` is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from hortator.providers.local import LocalProvider
 from hortator.providers.local_model import LocalModel
 from hortator.providers.openai import OpenAIProvider
 from hortator.providers.upstream import Timeouts, Upstream
-from hortator.routing import Catalogue
+from hortator.routing import Cards, Catalogue, Facts
 from hortator.settings import LOCAL, Settings
 from hortator.settings import Provider as ProviderSettings
 from hortator.tenancy import Admission, Budgets, Identity
@@ -67,6 +67,7 @@ class Rooms:
             providers[ProviderId(LOCAL)] = LocalProvider(lasting.local)
         optional = frozenset(ProviderId(p.id) for p in settings.providers if p.detect)
         self.health: Health = Health(self._remote, optional, self._list_models, known)
+        self._cards = Cards(settings, facts(prices))
         self.catalogue: Catalogue
         self._list_models()
         self._retry: retry.Retry = retry.Retry(
@@ -112,7 +113,7 @@ class Rooms:
     def _list_models(self) -> None:
         local = self._lasting.local
         name = local.name if local is not None and local.state != "disabled" else None
-        self.catalogue = Catalogue(self.settings, self.health.served, name)
+        self.catalogue = Catalogue(self.settings, self.health.served, name, self._cards)
 
 
 def price_book(settings: Settings, before: Mapping[str, str] | None = None) -> PriceBook:
@@ -123,6 +124,22 @@ def price_book(settings: Settings, before: Mapping[str, str] | None = None) -> P
 def price_lists(settings: Settings) -> dict[str, str]:
     """Return the price list of each provider."""
     return {provider.id: provider.preset or provider.id for provider in settings.providers}
+
+
+def facts(book: PriceBook) -> Callable[[str, str], Facts]:
+    """Return what routing asks about prices and windows: dollars a million tokens."""
+
+    def known(provider: str, model: str) -> Facts:
+        price = book.price(provider, model)
+        window = book.context_window(provider, model)
+        if price is None:
+            return Facts(context_window=window)
+        million = 1_000_000
+        read, written = price.cost(Usage(input=million, output=0)), price.cost(Usage(input=0, output=million))
+        dollars = [None if cost is None else float(cost) for cost in (read, written)]
+        return Facts(dollars[0], dollars[1], window)
+
+    return known
 
 
 def breaker_limits(settings: Settings) -> breaker.Limits:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -68,6 +69,9 @@ def sections() -> list[tuple[type[msgspec.Struct], str]]:
             found.append((get_args(hint)[0], f"`{name}`, each item"))
             if get_args(hint)[0] is document.NamedModel:
                 found.append((document.DeploymentChoice, f"`{name}`, each item of `deployments`"))
+        for inner, kind in hints(hint).items() if isinstance(hint, type) and issubclass(hint, msgspec.Struct) else ():
+            if get_origin(kind) is Mapping and issubclass(get_args(kind)[1], msgspec.Struct):
+                found.append((get_args(kind)[1], f"`{name}.{inner}`, each value"))
     return found
 
 

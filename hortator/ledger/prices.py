@@ -189,6 +189,11 @@ class PriceBook:
                 return price
         return self._look_up(key, time.time() if at is None else at)
 
+    def context_window(self, provider: str, model: str) -> int | None:
+        """The tokens of question and answer that the list says a model takes; None when it does not say."""
+        _, found = self._listed_model(provider, [model])
+        return None if found is None else found.context_window
+
     def _look_up(self, key: tuple[str, str, str | None], at: float) -> Price | None:
         """Find a price and remember the answer: for good, or for a minute when the model's price depends on the time."""
         provider, model, response_model = key
@@ -208,15 +213,20 @@ class PriceBook:
         return next((models[name] for name in (*names, "*") if name in models), None)
 
     def _from_list(self, provider: str, names: list[str], at: float) -> tuple[int | None, Price | None]:
+        free, found = self._listed_model(provider, names)
+        if found is None:
+            return None, FREE if free else None
+        return (int(at // 60) if isinstance(found.prices, list) else None), _listed_price(found, at)
+
+    def _listed_model(self, provider: str, names: list[str]) -> tuple[bool, ModelInfo | None]:
+        """Whether a provider is free, and the list's entry of the first of these names that it knows."""
         preset = self._providers.get(provider, provider)
         if preset in ROUTERS:
             preset = names[-1].partition("/")[0]
             names = [name.removeprefix(f"{preset}/") for name in names]
         listed_id = PRESETS.get(preset, preset) if preset is not None else None
-        if listed_id is None:
-            return None, FREE
         if listed_id not in LISTED:
-            return None, None
+            return listed_id is None, None
         if self._listed is None:
             self._listed = {listed.id: listed for listed in get_snapshot().providers}
         listed = self._listed[listed_id]
@@ -224,8 +234,8 @@ class PriceBook:
         for name in names:
             found = listed.find_model(name, all_providers=everyone)
             if found is not None:
-                return (int(at // 60) if isinstance(found.prices, list) else None), _listed_price(found, at)
-        return None, None
+                return False, found
+        return False, None
 
 
 def _listed_price(model: ModelInfo, at: float) -> Price | None:

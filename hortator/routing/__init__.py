@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from hortator.routing.cards import Card, Cards, Facts
 from hortator.routing.catalogue import Catalogue
 from hortator.routing.policy import decide
 
-__all__ = ["Catalogue", "decide"]
+__all__ = ["Card", "Cards", "Catalogue", "Facts", "decide"]

@@ -15,6 +15,7 @@ from itertools import islice
 from msgspec import UNSET, Struct, UnsetType
 
 from hortator.call import Deployment, ModelId, ProviderId, Route
+from hortator.routing.cards import Card, Cards
 from hortator.settings import LOCAL, NamedModel, Settings
 
 CREATED = 1_763_683_200
@@ -39,9 +40,14 @@ class Catalogue:
     """All models. Ids are `provider/model`, where `model` may itself hold slashes, or the names the operator gave."""
 
     def __init__(
-        self, settings: Settings, discovered: Mapping[ProviderId, tuple[str, ...]], local: str | None = None
+        self,
+        settings: Settings,
+        discovered: Mapping[ProviderId, tuple[str, ...]],
+        local: str | None = None,
+        cards: Cards | None = None,
     ) -> None:
         """`discovered` holds what providers listed; it counts for those without `models`. `local` is the embedded model's name.
+        `cards` knows about models; None = what the settings and the built-in list say, without prices.
 
         A provider marked `detect` is here once it has listed something. A named model keeps the deployments that can be
         had; one with none left is not here either.
@@ -51,6 +57,8 @@ class Catalogue:
         self._entries: dict[str, Entry] = {}
         self._open: dict[str, ProviderId] = {}
         self._tails: dict[str, list[str]] = {}
+        self._card = (cards or Cards(settings)).card
+        self._cards: dict[str, tuple[Card, ...]] = {}
         providers = [p for p in settings.providers if not p.detect or discovered.get(ProviderId(p.id))]
         here = {provider.id for provider in providers} | ({LOCAL} if local is not None else set())
         for model in settings.models:
@@ -100,6 +108,26 @@ class Catalogue:
             if candidates is not None and may_use(allowed, model):
                 found.append(named[0] if named else Route(model=ModelId(model), candidates=candidates))
         return tuple(found)
+
+    def cards(self, model: str) -> tuple[Card, ...]:
+        """Return what is known of each deployment of a model, in their order; empty when there is no such model."""
+        found = self._cards.get(model)
+        if found is None:
+            id = model if model in self._named else None
+            found = tuple(self._card(deployment, id) for deployment in self.resolve(model) or ())
+            if len(self._cards) >= MAX_MODELS:  # clients may make up names at an open provider
+                self._cards.clear()
+            self._cards[model] = found
+        return found
+
+    def card(self, model: str) -> Card | None:
+        """Return what is known of a model: of its first deployment where it has several; None when there is no such model."""
+        cards = self.cards(model)
+        return cards[0] if cards else None
+
+    def listed(self, allowed: tuple[str, ...]) -> list[Card]:
+        """Return the cards of the models in the list that a key with these globs may use."""
+        return [self.cards(model)[0] for model in self._entries if may_use(allowed, model)]
 
     def named_deployments(self) -> set[str]:
         """Return the ids of all deployments of named models."""

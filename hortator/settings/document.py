@@ -21,6 +21,8 @@ Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Strategy = Literal["ordered", "least-in-flight", "weighted", "lowest-latency", "cheapest"]
+Tier = Literal["primary", "edge", "flagship", "local"]
+Feature = Literal["tools", "vision", "json_schema"]
 
 
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -202,6 +204,10 @@ class Provider(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """As `timeouts` above, for this provider; what is left out keeps the general value."""
     detect: bool = False
     """True = served once it has answered, and no fault when it never does."""
+    tier: Tier | None = None
+    """Tier of its models; `local` = requests that must stay local may go there. None = as the built-in list says, else by the
+    preset (`groq` primary, `workers-ai` edge, `openai` flagship), else `local` at a loopback address, else unknown. A proxy on
+    this machine that asks others needs it."""
 
 
 class Retry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -271,6 +277,29 @@ class NamedModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One line for the model list. None = none."""
 
 
+class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What routing knows about a model. None = what the built-in list says, else unknown; what is unknown excludes nothing."""
+
+    tier: Tier | None = None
+    """Where it belongs. `local` = requests that must stay local may go there."""
+    quality: Annotated[float, Meta(ge=0, le=10)] | None = None
+    """How good its answers are, 0 to 10: 2 = a toy, 5 = small models of some 8 billion parameters, 7 = good at everyday work, 9 = the best."""
+    speed: Annotated[float, Meta(ge=0.1, le=1_000_000)] | None = None
+    """Tokens a second that it writes."""
+    first_token_ms: Milliseconds | None = None
+    """Usual milliseconds to its first token. None = usual for its tier."""
+    context_window: Count | None = None
+    """Tokens of question and answer together. A longer request does not go there."""
+    max_output: Count | None = None
+    """Most tokens of an answer."""
+    capabilities: tuple[Name, ...] | None = None
+    """Words for the model list, such as `chat`, `code`, `reasoning`, `function-calling`. They exclude nothing."""
+    lacks: tuple[Feature, ...] | None = None
+    """What it is known not to take: `tools`, `vision`, `json_schema`. Requests that need it do not go there. `[]` = nothing."""
+    description: Annotated[str, Meta(max_length=500)] | None = None
+    """One line for the model list."""
+
+
 class Local(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The embedded model, `local/<name>`: a child process on this machine. Needs the extra `hortator[local]`."""
 
@@ -295,6 +324,13 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def name(self) -> str:
         """The model's name behind `local/`."""
         return self.model if self.file is None else self.file.stem.lower()
+
+
+class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How models are chosen. docs/routing.md explains it."""
+
+    cards: Mapping[str, Card] = field(default_factory=dict)
+    """What is known about models, by `provider/model` or the id of a model of your own; goes over the built-in list."""
 
 
 class Logging(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -363,6 +399,11 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Providers of models."""
     models: tuple[NamedModel, ...] = ()
     """Models of your own naming, each over several deployments."""
+    local_services: bool = False
+    """Add four model services on this machine, 127.0.0.1:11400 to 11403: `mixtral/Mixtral-8x7B`, `hermes/Hermes-2`,
+    `openchat/OpenChat-3.5`, `phi/Phi-3-Mini`, and `local-services`, which is any of them (R-004-2), unless these ids are taken."""
+    routing: Routing = field(default_factory=Routing)
+    """How models are chosen."""
     local: Local = field(default_factory=Local)
     """The embedded model."""
     logging: Logging = field(default_factory=Logging)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from hortator.errors import ConfigError
 from hortator.settings.build import MISSING, Builder, closest, hints
 from hortator.settings.document import Document, Provider, Settings
-from hortator.settings.presets import complete, detected_providers
+from hortator.settings.presets import complete, detected_providers, local_services
 from hortator.settings.rules import Rules
 from hortator.settings.tree import Node, Problems, Variables, read_env_file, read_tree
 
@@ -174,4 +174,11 @@ def _with_providers(
         taken = {provider.id for provider in providers}
         found = (provider for provider in detected_providers(variables) if provider.id not in taken)
         providers += [replace(provider, timeouts=document.timeouts) for provider in found]
-    return replace(document, providers=tuple(providers))
+    models = document.models
+    if document.local_services:
+        taken = {provider.id for provider in providers}
+        services, together = local_services(document.timeouts)
+        providers += [provider for provider in services if provider.id not in taken]
+        if not taken & {provider.id for provider in services} and together.id not in {model.id for model in models}:
+            models = (*models, together)
+    return replace(document, providers=tuple(providers), models=models)

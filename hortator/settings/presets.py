@@ -12,7 +12,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from hortator.settings.document import Provider
+from hortator.settings.document import DeploymentChoice, NamedModel, Provider, Timeouts
 from hortator.settings.secret import Secret
 from hortator.settings.tree import Node, Problems, Variables
 
@@ -35,6 +35,25 @@ PRESETS: Mapping[str, Preset] = {
     "vllm": Preset("http://127.0.0.1:8001/v1"),
     "cloudflare-gateway": Preset("https://gateway.ai.cloudflare.com/v1/{account}/{gateway}/compat"),
 }
+
+
+LOCAL_SERVICES = "local-services"
+_SERVICES = (("mixtral", "Mixtral-8x7B"), ("hermes", "Hermes-2"), ("openchat", "OpenChat-3.5"), ("phi", "Phi-3-Mini"))
+_FIRST_PORT = 11400
+_CONNECT_MS = 500
+
+
+def local_services(timeouts: Timeouts) -> tuple[tuple[Provider, ...], NamedModel]:
+    """Return four model services on this machine, in the order of R-004-2 from port 11400 on, and the model that is any of them."""
+    nearby = replace(timeouts, connect_ms=min(_CONNECT_MS, timeouts.connect_ms))
+    providers = tuple(
+        Provider(id=id, base_url=f"http://127.0.0.1:{port}/v1", models=(name,), timeouts=nearby, tier="local")
+        for port, (id, name) in enumerate(_SERVICES, _FIRST_PORT)
+    )
+    places = tuple(DeploymentChoice(provider=id, model=name) for id, name in _SERVICES)
+    return providers, NamedModel(
+        id=LOCAL_SERVICES, deployments=places, description="Any model service of this machine."
+    )
 
 
 def detected_providers(environ: Mapping[str, str]) -> tuple[Provider, ...]:
