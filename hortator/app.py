@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
+from hortator.api import route as previews
 from hortator.api import shell
 from hortator.api.admin import AdminDoor
 from hortator.api.openai import OpenAIDoor
@@ -65,7 +66,9 @@ class App:
             refresh_seconds=settings.identity.refresh_seconds,
             stale_seconds=settings.identity.stale_seconds,
         )
-        self._counts = Counts(lambda model: model in self._rooms.catalogue)
+        self._counts = Counts(
+            lambda model: model in self._rooms.catalogue, lambda task: task in self._rooms.settings.routing.task_types
+        )
         prices = price_book(settings)
         self._ledger = Ledger(
             self.database,
@@ -103,6 +106,7 @@ class App:
         self._exposed = self.admin(public=True) if settings.admin.expose_on_public else None
         self._door: OpenAIDoor
         self._health: asyncio.Task[None] | None = None
+        self._previews: previews.RouteDoor
         self._tasks: list[asyncio.Task[None]] = []
         self.reload = Reload(settings, read, self._change)
         self._changed = changed
@@ -149,6 +153,8 @@ class App:
                 return self._door(scope, receive, send, path)
             if self._exposed is not None and (path == "/metrics" or path.startswith("/metrics/")):
                 return self._exposed(scope, receive, send)
+            if path == previews.PATH:
+                return self._previews(scope, receive, send)
         return self._shell(scope, receive, naming(scope, send))
 
     def _open(self, rooms: Rooms) -> None:
@@ -157,7 +163,9 @@ class App:
             self._health.cancel()
         self._rooms = rooms
         rooms.take_over()
-        self._door = OpenAIDoor(rooms.gateway, rooms.settings.server.max_body_bytes)
+        limit = rooms.settings.server.max_body_bytes
+        self._door = OpenAIDoor(rooms.gateway, limit)
+        self._previews = previews.RouteDoor(rooms.gateway, limit)
         self._health = asyncio.create_task(rooms.health.run(), name="health")
 
     async def _change(self, wanted: Settings) -> tuple[str, ...]:

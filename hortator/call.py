@@ -60,6 +60,33 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """The tenant's and the key's own; a call must fit them all. Empty = none."""
     priority: Priority = "standard"
     """The lower of the tenant's and the key's."""
+    namespace: str = ""
+    """The tenant's namespace, its other name."""
+
+
+class Preferences(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on the model that may answer (R-002-7). None = no bound."""
+
+    max_cost: float | None = None
+    """US dollars for the request, estimated."""
+    max_latency: float | None = None
+    """Milliseconds, estimated."""
+    min_quality: float | None = None
+    """0 to 10."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client says to routing besides a model's name (R-003-3)."""
+
+    task_type: str | None = None
+    force_local: bool = False
+    """Only deployments on the operator's own machines, whatever fails."""
+    tenant_id: str | None = None
+    """On whose behalf; the caller's own tenant unless it may impersonate (C-2)."""
+    preferences: Preferences | None = None
+
+
+NO_WISH = Wish()
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +117,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time of the same moment, seconds."""
     session: bytes | None = None
     """What the client named its session, so that its requests meet the same deployment."""
+    wish: Wish = NO_WISH
+    """What the client says to routing."""
     resend: Resend = "again"
     """After a failure: also ask the same deployment again, only others, or nobody."""
     fallback: bool = True
@@ -128,8 +157,16 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds without a first byte after which another candidate is asked too; 0 = never."""
     path: Path | None = None
     """`fast`, `standard` or `complex`; None = the model was named."""
+    score: float | None = None
+    """Complexity, 0 to 1; None = it was not asked for."""
+    confidence: float | None = None
+    """Of the score."""
+    reasons: tuple[str, ...] = ()
+    """Of the score, for people."""
     task_type: str | None = None
     """As the client said it; None = it did not."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """What every reply tells of this decision."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from hortator.call import Call, Caller, Decision, Deployment, Outcome
 from hortator.dispatch import Dispatch, Stream, Trace, carry_whole
 from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger, Tracer
-from hortator.routing import Catalogue, decide
+from hortator.routing import Catalogue, Preview, Rules, decide, preview, told
 from hortator.settings import LOCAL, Settings
 from hortator.tenancy import Admission, Budgets, Identity, Reservation
 
@@ -70,7 +70,7 @@ class Gateway:
         """What makes traces of calls; None = nothing does."""
         self._total = settings.timeouts.total_ms / 1000
         self._keep_alive = settings.stream.keep_alive_ms / 1000
-        self._status_wait_ms = settings.stream.status_wait_ms
+        self._rules = Rules(settings.routing, settings.stream.status_wait_ms, settings.stream.routed_status_wait_ms)
 
     def known(self, token: bytes) -> Caller | None:
         """Say who calls, if that is certain without waiting; else `admit` decides."""
@@ -80,9 +80,17 @@ class Gateway:
         """Say who calls. Raises Unauthenticated, or Unavailable when the store cannot tell."""
         return self._identity.known(token) or await self._identity.authenticate(token)
 
+    async def on_behalf(self, caller: Caller, tenant: str) -> Caller:
+        """Say who calls when the request names a tenant (C-2). Raises Forbidden for one that is not the caller's to name."""
+        return await self._identity.on_behalf(caller, tenant)
+
     def catalogue(self) -> Catalogue:
         """Return what is served now."""
         return self._catalogue()
+
+    def preview(self, caller: Caller, call: Call) -> Preview:
+        """Say how a call would be routed, without calling anything. Raises what routing raises."""
+        return preview(call, caller, self._catalogue(), self._rules)
 
     async def complete(self, caller: Caller, call: Call, trace: Trace) -> bytes:
         """Walk a call whose answer comes in one piece; return its body. What happened is in `trace`, also after an error."""
@@ -90,17 +98,12 @@ class Gateway:
             await self._wait(caller, call, trace)
         held: Reservation | None = None
         decision: Decision | None = None
-        tracing = call.tracing
         try:
-            if tracing is not None:
-                tracing.enter("route")
-            decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
+            decision = self._route(caller, call, trace)
             if caller.limits:
-                if tracing is not None:
-                    tracing.enter("reserve")
-                held = await self._budgets.reserve(caller, call, _places(decision))
-            if tracing is not None:
-                tracing.enter("dispatch")
+                held = await self._reserve(caller, call, decision)
+            if call.tracing is not None:
+                call.tracing.enter("dispatch")
             body = await carry_whole(self._dispatch, call, decision, trace, call.started + self._total)
         except BaseException as error:
             self._record(caller, call, trace, decision, held, error)
@@ -116,20 +119,15 @@ class Gateway:
             await self._wait(caller, call, trace)
         held: Reservation | None = None
         decision: Decision | None = None
-        tracing = call.tracing
         try:
-            if tracing is not None:
-                tracing.enter("route")
-            decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
+            decision = self._route(caller, call, trace)
             if caller.limits:
-                if tracing is not None:
-                    tracing.enter("reserve")
-                held = await self._budgets.reserve(caller, call, _places(decision))
+                held = await self._reserve(caller, call, decision)
         except BaseException as error:
             self._record(caller, call, trace, decision, held, error)
             raise
-        if tracing is not None:
-            tracing.enter("dispatch")
+        if call.tracing is not None:
+            call.tracing.enter("dispatch")
         stream = Stream(self._dispatch, call, decision, trace, call.started + self._total, self._keep_alive)
         try:
             await stream.open()
@@ -152,6 +150,20 @@ class Gateway:
         except BaseException as error:
             self._write(caller, call, trace, None, error, opened=False)
             raise
+
+    def _route(self, caller: Caller, call: Call, trace: Trace) -> Decision:
+        """Decide where the call may go, and note what its reply tells of that."""
+        if call.tracing is not None:
+            call.tracing.enter("route")
+        decision = decide(call, caller, self._catalogue(), self._rules)
+        trace.route = told(decision, call)
+        return decision
+
+    async def _reserve(self, caller: Caller, call: Call, decision: Decision) -> Reservation | None:
+        """Reserve what the call may use of its caller's limits. Raises RateLimited, LimitsUnavailable."""
+        if call.tracing is not None:
+            call.tracing.enter("reserve")
+        return await self._budgets.reserve(caller, call, _places(decision))
 
     def _record(
         self,
@@ -205,7 +217,7 @@ class Gateway:
             latency_ms=(now - call.started) * 1000,
             first_byte_ms=None if first is None else (first - call.started) * 1000,
             overhead_ms=overhead_ms(call, trace, first if call.stream and first is not None else now),
-            task_type=None if decision is None else decision.task_type,
+            task_type=call.wish.task_type,
             path=None if decision is None else decision.path,
             local_fallback=trace.deployment is not None
             and trace.deployment.provider == LOCAL

@@ -72,6 +72,8 @@ def sections() -> list[tuple[type[msgspec.Struct], str]]:
         for inner, kind in hints(hint).items() if isinstance(hint, type) and issubclass(hint, msgspec.Struct) else ():
             if get_origin(kind) is Mapping and issubclass(get_args(kind)[1], msgspec.Struct):
                 found.append((get_args(kind)[1], f"`{name}.{inner}`, each value"))
+            elif isinstance(kind, type) and issubclass(kind, document.Paths):
+                found.append((kind, f"`{name}.{inner}`, each as in `{name}.task_types`"))
     return found
 
 

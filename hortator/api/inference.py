@@ -98,6 +98,8 @@ async def answer(
     gateway: Gateway, exchange: Exchange, caller: Caller, call: Call, trace: Trace, manner: Manner = OPENAI
 ) -> None:
     """Walk a call and write its answer."""
+    if call.wish.tenant_id is not None:
+        caller = await gateway.on_behalf(caller, call.wish.tenant_id)
     if gateway.tracer is not None:
         trace.tracing = gateway.tracer.begin(exchange.headers.get(b"traceparent"), exchange.started)
         call = replace(call, tracing=trace.tracing)
@@ -182,6 +184,7 @@ def _told(call: Call, trace: Trace, now: float) -> problem.Headers:
         (b"x-hortator-model", b"" if deployment is None else header_value(deployment.id)),
         (b"x-hortator-attempts", b"%d" % trace.tries),
         (b"x-hortator-overhead-ms", b"%.2f" % overhead_ms(call, trace, now)),
+        *trace.route,
     ]
 
 
@@ -200,7 +203,7 @@ async def respond(exchange: Exchange, status: int, headers: problem.Headers, bod
 
 
 async def _fail(exchange: Exchange, error: HortatorError, trace: Trace, manner: Manner) -> None:
-    headers = [problem.JSON, (b"x-request-id", exchange.id.encode()), *problem.headers(error)]
+    headers = [problem.JSON, (b"x-request-id", exchange.id.encode()), *trace.route, *problem.headers(error)]
     if trace.deployment is not None:
         headers.append((b"x-hortator-attempts", b"%d" % trace.tries))
         headers.append((b"x-hortator-model", header_value(trace.deployment.id)))

@@ -16,6 +16,7 @@ import msgspec
 from hortator.api import problem
 from hortator.api.inference import OPENAI, Exchange, allow, answer, may, resend, respond, serve
 from hortator.api.reading import Receive, Scope, Send, bearer, expect_json, read_body
+from hortator.api.wishes import take_wish
 from hortator.call import Call, ModelId
 from hortator.dispatch import Trace
 from hortator.errors import InvalidRequest, NotFound
@@ -78,6 +79,7 @@ class OpenAIDoor:
             started=exchange.started,
             received_at=time.time(),
             session=headers.get(b"x-hortator-session"),
+            wish=take_wish(headers, parsed.body),
             resend=resend(headers, parsed.body),
             fallback=may(parsed.body, "hortator_fallback"),
         )

@@ -146,7 +146,15 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         document["paths"][call.path] = {"post": operation}
     one = _operation("retrieveModel", "Describe one model; ids contain slashes.", listing, ("401", "404"))
     one["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    preview = _operation(
+        "previewRoute",
+        "Tell how a chat completion would be routed, without calling anything.",
+        {"description": "The decision", "content": listing["content"]},
+        ("400", "401", "403", "404", "408", "413", "415", "503"),
+    )
+    preview["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes[0]}}}
     document["paths"] |= {
+        "/api/v1/route": {"post": preview},
         "/v1/models": {"get": _operation("listModels", "List the models this key may use.", listing, ("401", "503"))},
         "/v1/models/{id}": {"get": one},
     }

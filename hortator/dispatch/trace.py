@@ -24,6 +24,7 @@ class Trace:
         "headers",
         "hung_up",
         "response_model",
+        "route",
         "status",
         "tracing",
         "tries",
@@ -50,6 +51,8 @@ class Trace:
         """When the answer's first content was there."""
         self.headers: list[tuple[bytes, bytes]] = []
         """Upstream headers that the client gets: rate limits and the like."""
+        self.route: tuple[tuple[bytes, bytes], ...] = ()
+        """Headers that tell how the call was routed; the gateway sets them."""
         self.hung_up = False
         """The client is gone: a cancellation means that, and not that the server stops."""
         self.tracing: Tracing | None = None

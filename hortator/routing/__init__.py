@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from hortator.routing.auto import Rules
 from hortator.routing.cards import Card, Cards, Facts
 from hortator.routing.catalogue import Catalogue
-from hortator.routing.policy import decide
+from hortator.routing.policy import decide, told
+from hortator.routing.preview import Preview, preview
 
-__all__ = ["Card", "Cards", "Catalogue", "Facts", "decide"]
+__all__ = ["Card", "Cards", "Catalogue", "Facts", "Preview", "Rules", "decide", "preview", "told"]

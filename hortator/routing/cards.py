@@ -58,6 +58,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     price_output: float | None = None
     price: float | None = None
     """One blended figure of the two, dollars a million tokens."""
+    priced: bool = False
+    """The ledger has its price too: it can be used under a budget of money."""
     context_window: int | None = None
     """Tokens of question and answer together."""
     max_output: int | None = None
@@ -106,6 +108,11 @@ class Cards:
         self._local_context = settings.local.context
         self._known = known
 
+    def built_in(self, provider: str) -> tuple[str, ...]:
+        """Return the names of the models that the built-in list knows at a provider, for one that lists none itself."""
+        settings = self._providers[provider]
+        return tuple(_LIST.get(settings.preset or settings.id, ()))
+
     def card(self, deployment: Deployment, id: str | None = None) -> Card:
         """Return the card of a deployment; `id` is the operator's name that it is part of, whose own card goes first."""
         own = self._chosen.get(deployment.id, _NOTHING)
@@ -115,6 +122,7 @@ class Cards:
             built_in = Chosen(
                 tier="local",
                 quality=2.0,
+                speed=20.0,
                 context_window=self._local_context,
                 capabilities=("chat", "code", "function-calling", "json-schema", "simple-tasks"),
                 lacks=("vision",),
@@ -180,6 +188,7 @@ def _made(deployment: Deployment, id: str | None, told: Chosen, facts: Facts, bl
         price_input=price_in,
         price_output=price_out,
         price=blended,
+        priced=facts.input is not None and facts.output is not None,
         context_window=told.context_window or facts.context_window,
         max_output=told.max_output,
         capabilities=told.capabilities,

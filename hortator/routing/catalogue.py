@@ -11,11 +11,13 @@ from difflib import get_close_matches
 from fnmatch import translate
 from functools import lru_cache
 from itertools import islice
+from typing import NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType
 
-from hortator.call import Deployment, ModelId, ProviderId, Route
+from hortator.call import Decision, Deployment, ModelId, ProviderId, Route
 from hortator.routing.cards import Card, Cards
+from hortator.routing.needs import Guard
 from hortator.settings import LOCAL, NamedModel, Settings
 
 CREATED = 1_763_683_200
@@ -34,6 +36,13 @@ class Entry(Struct, frozen=True, kw_only=True):
     created: int = CREATED
     owned_by: str
     description: str | UnsetType = UNSET
+
+
+class Candidate(NamedTuple):
+    """A model that may be chosen, and what is known of each of its deployments."""
+
+    route: Route
+    cards: tuple[Card, ...]
 
 
 class Catalogue:
@@ -57,9 +66,20 @@ class Catalogue:
         self._entries: dict[str, Entry] = {}
         self._open: dict[str, ProviderId] = {}
         self._tails: dict[str, list[str]] = {}
-        self._card = (cards or Cards(settings)).card
-        self._cards: dict[str, tuple[Card, ...]] = {}
         providers = [p for p in settings.providers if not p.detect or discovered.get(ProviderId(p.id))]
+        cards = cards or Cards(settings)
+        self._card = cards.card
+        self._cards: dict[str, tuple[Card, ...]] = {}
+        self._carded = frozenset(settings.routing.cards)
+        self._pool: tuple[Candidate, ...] | None = None
+        self._unlisted = [
+            f"{provider.id}/{name}"
+            for provider in providers
+            if provider.models is None and not discovered.get(ProviderId(provider.id))
+            for name in cards.built_in(provider.id)
+        ]
+        self.decisions: dict[tuple[str, tuple[str, ...], int], tuple[Decision, Guard | None]] = {}
+        """Decisions about named models that were made before; `policy.py` keeps them here, as they are as old as the catalogue."""
         here = {provider.id for provider in providers} | ({LOCAL} if local is not None else set())
         for model in settings.models:
             places = [place for place in model.deployments if place.provider in here]
@@ -128,6 +148,27 @@ class Catalogue:
     def listed(self, allowed: tuple[str, ...]) -> list[Card]:
         """Return the cards of the models in the list that a key with these globs may use."""
         return [self.cards(model)[0] for model in self._entries if may_use(allowed, model)]
+
+    def candidate(self, model: str) -> Candidate | None:
+        """Return a model as routing may choose it; None when there is no such model."""
+        candidates = self.resolve(model)
+        if candidates is None:
+            return None
+        named = self._named.get(model)
+        return Candidate(named[0] if named else Route(model=ModelId(model), candidates=candidates), self.cards(model))
+
+    def pool(self) -> tuple[Candidate, ...]:
+        """Return the models that routing may choose by itself: those whose quality is known, each deployment once where it can.
+
+        A model of the operator's naming counts where it has a deployment that cannot be had by its own id, or a card of its own.
+        """
+        if self._pool is None:
+            models = [*self._entries, *self._unlisted]
+            direct = set(models)
+            named = {id for id, (route, _) in self._named.items() if not any(d.id in direct for d in route.candidates)}
+            found = [self.candidate(id) for id in models if id not in self._named or id in named or id in self._carded]
+            self._pool = tuple(c for c in found if c is not None and c.cards[0].quality is not None)
+        return self._pool
 
     def named_deployments(self) -> set[str]:
         """Return the ids of all deployments of named models."""

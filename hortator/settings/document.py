@@ -326,9 +326,49 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.model if self.file is None else self.file.stem.lower()
 
 
-class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How models are chosen. docs/routing.md explains it."""
+class Choice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which models may answer a kind of request, and in which order."""
 
+    models: tuple[Name, ...] = ()
+    """Ids of models in order: the first that can serve answers, the rest stand by; no others. Empty = all that routing knows."""
+    tiers: tuple[Tier, ...] = ()
+    """Only models of these tiers. Empty = of any."""
+    min_quality: Annotated[float, Meta(ge=0, le=10)] | None = None
+    """Models of less quality come last. None = as the path says."""
+    path: Literal["fast", "standard", "complex"] | None = None
+    """For a task type: its order is this path's. None = by the complexity of the request."""
+
+
+FAST, STANDARD, COMPLEX = Choice(min_quality=5.0), Choice(min_quality=7.0), Choice(min_quality=8.0)
+
+
+class Paths(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What each path of complexity means."""
+
+    fast: Choice = FAST
+    """Simple requests: the cheapest model of quality 5 or more."""
+    standard: Choice = STANDARD
+    """Requests of some work: the cheapest of quality 7 or more."""
+    complex: Choice = COMPLEX
+    """Large requests: the best model."""
+
+
+class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How models are chosen. [routing.md](routing.md) explains it."""
+
+    require_task_type: bool = True
+    """False = requests for the model `auto` may leave their task type out (R-003-5); their complexity then decides."""
+    task_types: Mapping[str, Choice] = field(default_factory=dict)
+    """Task type -> models (R-003-5), over the built-in table: `extraction`, `classification`, `summary` and `translation` take
+    the path fast, `code`, `creative` and `chat` by their complexity, `reasoning` and `research` complex."""
+    fast_below: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    """Score of complexity below which a request takes the path fast (R-000-34)."""
+    complex_from: Annotated[float, Meta(ge=0, le=1)] = 0.7
+    """Score from which on it takes the path complex; between the two, standard."""
+    paths: Paths = field(default_factory=Paths)
+    """What the paths mean."""
+    fallbacks: Literal["none", "tier", "any"] = "any"
+    """Which other models stand by for a routed one: none, those of its tier, or then those of the tiers primary, edge, flagship (R-002-7)."""
     cards: Mapping[str, Card] = field(default_factory=dict)
     """What is known about models, by `provider/model` or the id of a model of your own; goes over the built-in list."""
 

@@ -21,6 +21,7 @@ LOCAL = "local"
 
 _PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MODEL_ID = re.compile(r"[^\s\x00-\x1f\x7f]+")
+_TASK_TYPE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]+")
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -61,6 +62,7 @@ class Rules:
         for model in self._document.models:
             self._model(model)
         self._unique(self._document.models, "model")
+        self._routing()
 
     def _single(self, section: str, field: str, problem: str | None) -> None:
         if problem is not None:
@@ -168,6 +170,22 @@ class Rules:
                 problem = self._fallback_problem(model, field, fallback)
                 if problem is not None:
                     self._note(model, field, problem)
+
+    def _routing(self) -> None:
+        routing = self._document.routing
+        if routing.fast_below > routing.complex_from:
+            self._single("routing", "fast_below", "is above `complex_from`")
+        for name in routing.task_types:
+            if _TASK_TYPE.fullmatch(name) is None:
+                self._single("routing", "task_types", f"{name!r}: expected up to 64 letters, digits, `.`, `_`, `-`")
+        named = [model.id for model in self._document.models]
+        paths = routing.paths
+        for choice in (*routing.task_types.values(), paths.fast, paths.standard, paths.complex):
+            for model in choice.models:
+                provider = model.partition("/")[0]
+                known = [*(each.id for each in self._document.providers), LOCAL]
+                if model not in named and ("/" not in model or provider not in known):
+                    self._note(choice, "models", f"there is no model {model!r}{closest(model, named)}")
 
     def _fallback_problem(self, model: NamedModel, field: str, fallback: str) -> str | None:
         """A fallback is another model of the document, or any at a known provider."""

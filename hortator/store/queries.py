@@ -55,10 +55,11 @@ class ApiKey:
 
 
 class FoundKey(NamedTuple):
-    """A key, and its tenant's `config`."""
+    """A key, and its tenant's `config` and namespace."""
 
     key: ApiKey
     tenant_config: Mapping[str, Any]
+    namespace: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +214,9 @@ class OperatorScope:
 async def find_keys(database: Database, hashes: Sequence[str], deadline: float) -> list[FoundKey]:
     """The keys with these hashes, of any tenant: authentication asks whose they are. Raises Unavailable."""
     async with database.read(deadline) as connection:
-        statement = select(*api_keys.c, tenants.c.config.label("tenant_config")).join(tenants)
+        statement = select(*api_keys.c, tenants.c.config.label("tenant_config"), tenants.c.namespace).join(tenants)
         rows = await connection.execute(statement.where(api_keys.c.key_hash.in_(hashes)))
-        return [FoundKey(_api_key(row), _config(row.tenant_config)) for row in rows]
+        return [FoundKey(_api_key(row), _config(row.tenant_config), row.namespace) for row in rows]
 
 
 async def match_keys(database: Database, text: str) -> list[ApiKey]:
@@ -271,6 +272,14 @@ async def tenant_by_namespace(database: Database, namespace: str) -> Tenant:
     if row is None:
         raise NotFound(f"no tenant has the namespace {namespace}", code="tenant_not_found")
     return _tenant(row)
+
+
+async def find_tenant(database: Database, name: str, deadline: float) -> Tenant | None:
+    """The tenant with that id or namespace, None when there is none. Raises Unavailable."""
+    async with database.read(deadline) as connection:
+        found = await connection.execute(select(tenants).where(or_(tenants.c.namespace == name, tenants.c.id == name)))
+        row = found.first()
+    return None if row is None else _tenant(row)
 
 
 async def change_tenant(database: Database, tenant_id: TenantId, config: Mapping[str, Any]) -> None:

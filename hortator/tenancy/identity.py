@@ -20,10 +20,12 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from hortator.call import Caller
-from hortator.errors import Unauthenticated, Unavailable
+from hortator.errors import Forbidden, Unauthenticated, Unavailable
 from hortator.store.database import Database
-from hortator.store.queries import ApiKey, FoundKey, find_keys, touch_keys
+from hortator.store.queries import ApiKey, FoundKey, Tenant, find_keys, find_tenant, touch_keys
 from hortator.tenancy.limits import both, limits_of, priority_of
 
 log = logging.getLogger("hortator.tenancy")
@@ -37,6 +39,8 @@ RETRY_SECONDS = 0.5
 TOUCH_SECONDS = 60.0
 """How often `last_used_at` is written."""
 MAX_TOKEN_BYTES = 512
+IMPERSONATE = "tenant:impersonate"
+"""Permission of a key to act for any tenant (C-2)."""
 _BATCH = 500
 """Keys asked about in one query."""
 _MAX_WAITING = 10_000
@@ -112,6 +116,7 @@ class Identity:
         self._waiting: dict[bytes, asyncio.Future[_Answer]] = {}
         self._asking: asyncio.Task[None] | None = None
         self._queries: set[asyncio.Task[list[FoundKey]]] = set()
+        self._tenants: dict[str, tuple[float, Tenant | None]] = {}
         self._failed_at = float("-inf")
         self._used: set[bytes] = set()
         self._toucher: asyncio.Task[None] | None = None
@@ -149,6 +154,32 @@ class Identity:
         if isinstance(answer, _Refusal):
             raise answer.error()
         return answer.caller
+
+    async def on_behalf(self, caller: Caller, tenant: str) -> Caller:
+        """The caller as `tenant`, an id or namespace, has it (C-2): itself for its own; else, where its key may impersonate, with that
+        tenant's limits and models besides the key's own. Raises Forbidden, Unavailable.
+        """
+        if tenant in (caller.tenant_id, caller.namespace):
+            return caller
+        if IMPERSONATE not in caller.permissions:
+            raise _not_yours()
+        now = time.monotonic()
+        until, found = self._tenants.get(tenant, (0.0, None))
+        if now >= until:
+            found = await find_tenant(self._database, tenant, self._deadline)
+            if len(self._tenants) >= self._max_keys:
+                self._tenants.clear()
+            self._tenants[tenant] = now + self._fresh_seconds, found
+        if found is None:
+            raise _not_yours()
+        own = tuple(limit for limit in caller.limits if limit.key.startswith("key:"))
+        return replace(
+            caller,
+            tenant_id=found.id,
+            namespace=found.namespace,
+            allowed_models=both(found.config, caller.allowed_models),
+            limits=limits_of(found.id, found.config, caller.key_hash, {}) + own,
+        )
 
     @property
     def gauges(self) -> Gauges:
@@ -267,6 +298,7 @@ class Identity:
             permissions=frozenset(key.permissions),
             limits=limits_of(key.tenant_id, found.tenant_config, key.key_hash, key.config),
             priority=priority_of(found.tenant_config, key.config),
+            namespace=found.namespace,
         )
         entry.confirmed = asked_at
         entry.expires_at = key.expires_at.timestamp() if key.expires_at is not None else None
@@ -299,6 +331,14 @@ def _refusal(key: ApiKey | None) -> _Refusal | None:
     if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
         return _EXPIRED
     return None
+
+
+def _not_yours() -> Forbidden:
+    return Forbidden(
+        f"This key may not act for that tenant; it would need the permission `{IMPERSONATE}`.",
+        code="tenant_not_allowed",
+        param="metadata.tenant_id",
+    )
 
 
 def _chunks(digests: list[bytes]) -> Iterable[list[bytes]]:

@@ -22,7 +22,7 @@ DOCUMENTED: dict[str, Any] = {
     "logprobs": True,
     "max_completion_tokens": 100,
     "max_tokens": 100,
-    "metadata": {"team": "x", "force_local": "true"},
+    "metadata": {"team": "x"},
     "modalities": ["text", "audio"],
     "moderation": {"mode": "auto"},
     "n": 1,

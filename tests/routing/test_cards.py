@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from hortator.app import facts
 from hortator.call import ProviderId
 from hortator.ledger import PriceBook
+from hortator.rooms import facts
 from hortator.routing import Card, Cards, Catalogue, Facts
 from hortator.settings import load
 

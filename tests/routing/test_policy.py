@@ -6,7 +6,8 @@ import pytest
 
 from hortator.call import ModelId
 from hortator.errors import Forbidden, NotFound
-from hortator.routing import Catalogue, decide
+from hortator.routing import Catalogue
+from hortator.routing.policy import named as decide
 from tests.routing.conftest import Build
 
 ALL = ("*",)
