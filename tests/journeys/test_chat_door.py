@@ -64,7 +64,7 @@ ALTERNATIVES: list[dict[str, Any]] = [
     {"response_format": {"type": "text"}},
     {"temperature": 0},
     {"temperature": None, "max_tokens": None, "tools": None, "metadata": None, "stream": None},
-    {"metadata": {"force_local": True}},
+    {"metadata": {}},
     {"stream": False},
     {"logit_bias": {}},
 ]

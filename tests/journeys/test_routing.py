@@ -99,7 +99,7 @@ def test_a_tenant_in_the_body_is_the_callers_own_or_refused(door: Door, upstream
 
 def test_the_preview_calls_nothing(door: Door, upstream: Upstream) -> None:
     """R-002-9."""
-    body = {
+    body: dict[str, Any] = {
         "model": "auto",
         "messages": [{"role": "user", "content": "hello"}],
         "metadata": {"task_type": "extraction"},

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import event
 
 from hortator.call import KeyHash
-from hortator.errors import Unauthenticated, Unavailable
+from hortator.errors import Forbidden, Unauthenticated, Unavailable
 from hortator.store import Database, migrate
 from hortator.store.database import normalise_url
 from hortator.store.queries import ApiKey, TenantScope
 from hortator.tenancy import Identity, identity
-from hortator.tenancy.keys import create_key, ensure_default_tenant, list_keys, revoke_key, rotate_key
+from hortator.tenancy.keys import create_key, create_tenant, ensure_default_tenant, list_keys, revoke_key, rotate_key
 from tests.cable import Cable, cable
 from tests.eventually import eventually
 
@@ -324,3 +324,27 @@ async def refused(ours: Identity, token: str) -> bool:
     except Unavailable:
         pass
     return False
+
+
+async def test_a_key_acts_for_its_own_tenant_and_for_others_only_where_it_may_impersonate(
+    database: Database, ours: Identity
+) -> None:
+    """C-2: by id or namespace; the other tenant's limits and models then count, besides the key's own."""
+    own = await ensure_default_tenant(database)
+    config = {"limits": ["5 requests/minute"], "allowed_models": ["groq/*"]}
+    other = await create_tenant(database, "Other", "client-abc", config)
+    plain = await create_key(database, tenant=own.namespace, name="plain")
+    proxy = await create_key(database, tenant=own.namespace, name="proxy", permissions=(identity.IMPERSONATE,))
+    caller = await ours.authenticate(plain.token)
+    for name in (own.id, own.namespace):
+        assert await ours.on_behalf(caller, name) is caller
+    with pytest.raises(Forbidden):
+        await ours.on_behalf(caller, "client-abc")
+    acting = await ours.authenticate(proxy.token)
+    for name in (other.id, other.namespace, other.namespace):
+        switched = await ours.on_behalf(acting, name)
+        assert (switched.tenant_id, switched.key_hash) == (other.id, acting.key_hash)
+        assert switched.allowed_models == ("groq/*",)
+        assert [limit.text for limit in switched.limits] == ["5 requests/minute"]
+    with pytest.raises(Forbidden):
+        await ours.on_behalf(acting, "nobody")
