@@ -23,6 +23,7 @@ ATTACHMENT_TOKENS: Final = 1_000
 _TEXTS: Final = ("messages", "tools", "functions", "response_format", "input", "prompt", "instructions", "system")
 _LIMITS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _EMBEDDED: Final = pattern(rb"[A-Za-z0-9+/=_\\-]{2000,}")
+_UNDERSCORE: Final = 95
 _NOTHING: Final = frozenset((b"null", b"[]", b"{}"))
 _whole = msgspec.json.Decoder(int | None)
 
@@ -77,8 +78,10 @@ def may_matter(bounds: Guard, body: Body) -> bool:
         size += sum(len(memoryview(body[field])) for field in ("tools", "functions") if field in body)
     if "response_format" in body and "json_schema" in lacks:
         return True
-    if "vision" in lacks and b'"image_url"' in bytes(messages):
-        return True
+    if "vision" in lacks:
+        raw = bytes(messages)
+        if _UNDERSCORE in raw and b'"image_url"' in raw:  # a single byte is found ten times as fast
+            return True
     return bounds.window is not None and size + (asked_output(body) or 0) > bounds.window
 
 

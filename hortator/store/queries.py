@@ -8,11 +8,13 @@ tenant, because they find out whose a key is, are `find_keys` and `match_keys`. 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import uuid_utils
 from sqlalchemy import ColumnElement, Row, Select, Table, func, insert, or_, select, update
@@ -276,9 +278,11 @@ async def tenant_by_namespace(database: Database, namespace: str) -> Tenant:
 
 async def find_tenant(database: Database, name: str, deadline: float) -> Tenant | None:
     """The tenant with that id or namespace, None when there is none. Raises Unavailable."""
+    matches = tenants.c.namespace == name
+    with contextlib.suppress(ValueError):
+        matches = or_(matches, tenants.c.id == str(UUID(name)))
     async with database.read(deadline) as connection:
-        found = await connection.execute(select(tenants).where(or_(tenants.c.namespace == name, tenants.c.id == name)))
-        row = found.first()
+        row = (await connection.execute(select(tenants).where(matches))).first()
     return None if row is None else _tenant(row)
 
 

@@ -10,7 +10,19 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from hortator.call import Call, Caller, KeyHash, Limit, ModelId, Preferences, ProviderId, RequestId, TenantId, Wish
+from hortator.call import (
+    NO_WISH,
+    Call,
+    Caller,
+    KeyHash,
+    Limit,
+    ModelId,
+    Preferences,
+    ProviderId,
+    RequestId,
+    TenantId,
+    Wish,
+)
 from hortator.errors import HortatorError
 from hortator.routing import Cards, Catalogue, Facts, Rules, decide, preview, told
 from hortator.settings import load
@@ -42,9 +54,16 @@ class Router:
         content: Mapping[str, Any] = {"messages": HI, **body}
         raw = {name: Raw(msgspec.json.encode(value)) for name, value in content.items()}
         return Call(
-            id=RequestId("r"), operation="chat", model=ModelId(model), body=raw, stream=False, wants_usage=False,
-            started=0.0, received_at=0.0, wish=wish or Wish(),
-        )  # fmt: skip
+            id=RequestId("r"),
+            operation="chat",
+            model=ModelId(model),
+            body=raw,
+            stream=False,
+            wants_usage=False,
+            started=0.0,
+            received_at=0.0,
+            wish=wish or NO_WISH,
+        )
 
     def decide(self, model: str = "auto", wish: Wish | None = None, caller: Caller | None = None, **body: Any) -> Any:
         return decide(self.call(model, wish, **body), caller or who(), self.catalogue, self.rules)

@@ -335,12 +335,12 @@ async def test_a_key_acts_for_its_own_tenant_and_for_others_only_where_it_may_im
     other = await create_tenant(database, "Other", "client-abc", config)
     plain = await create_key(database, tenant=own.namespace, name="plain")
     proxy = await create_key(database, tenant=own.namespace, name="proxy", permissions=(identity.IMPERSONATE,))
-    caller = await ours.authenticate(plain.token)
+    caller = await ours.authenticate(plain.token.reveal())
     for name in (own.id, own.namespace):
         assert await ours.on_behalf(caller, name) is caller
     with pytest.raises(Forbidden):
         await ours.on_behalf(caller, "client-abc")
-    acting = await ours.authenticate(proxy.token)
+    acting = await ours.authenticate(proxy.token.reveal())
     for name in (other.id, other.namespace, other.namespace):
         switched = await ours.on_behalf(acting, name)
         assert (switched.tenant_id, switched.key_hash) == (other.id, acting.key_hash)
