@@ -32,6 +32,7 @@ from hortator.rooms import Lasting, Rooms, breaker_limits, price_book, price_lis
 from hortator.settings import Settings, applicable, is_loopback
 from hortator.store import Database, migrate, sqlite_url
 from hortator.tenancy import Admission, Budgets, Identity
+from hortator.tenancy.administration import Administration
 from hortator.tenancy.admission import AdmissionGauges
 from hortator.tenancy.budgets import BudgetGauges
 from hortator.tenancy.counters import Counters, MemoryCounters
@@ -100,7 +101,8 @@ class App:
         )
         self._rooms = Rooms(settings, prices, self._lasting)
         self._root_path = settings.server.root_path
-        self._shell: FastAPI = shell.build(self.readiness)
+        administration = Administration(self.database, self._identity)
+        self._shell: FastAPI = shell.build(self.readiness, lambda: administration)
         self.clients: Callable[[], tuple[int, int]] = lambda: (0, 0)
         """Tells the public listener's open connections and running requests; whoever listens sets it."""
         self._exposed = self.admin(public=True) if settings.admin.expose_on_public else None

@@ -8,15 +8,15 @@ with the permission `admin` is needed. Errors are OpenAI objects (C-4). Nothing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from hortator.api import problem
+from hortator.api.query import Query, number, read_query
 from hortator.api.reading import Receive, Scope, Send, bearer, request_id, where
 from hortator.errors import Forbidden, HortatorError, InvalidRequest, MethodNotAllowed, NotFound
 from hortator.ledger import metrics, reports
@@ -32,7 +32,6 @@ _TEXT = "application/json"
 
 Page = tuple[str, bytes]
 """Content type and body."""
-Query = Mapping[str, str]
 
 
 class AdminDoor:
@@ -85,7 +84,7 @@ class AdminDoor:
             raise NotFound(f"Unknown request URL: {scope['method']} {scope['path'][:200]}.")
         if scope["method"] not in ("GET", "HEAD"):
             raise MethodNotAllowed("Only GET is allowed here.", allowed=("GET", "HEAD"))
-        return await page(_query(scope["query_string"]))
+        return await page(read_query(scope["query_string"]))
 
     async def _admit(self, headers: dict[bytes, bytes]) -> None:
         """Raise Unauthenticated or Forbidden unless the caller may see everything."""
@@ -114,8 +113,8 @@ class AdminDoor:
             query.get("tenant_id"),
             reports.period(query, datetime.now(UTC)),
             _only(query),
-            limit=_number(query, "limit", reports.DEFAULT_LIMIT, 1, reports.MAX_LIMIT),
-            offset=_number(query, "offset", 0, 0, reports.MAX_OFFSET),
+            limit=number(query, "limit", reports.DEFAULT_LIMIT, 1, reports.MAX_LIMIT),
+            offset=number(query, "offset", 0, 0, reports.MAX_OFFSET),
             cursor=query.get("cursor"),
         )
         return _page(page)
@@ -145,20 +144,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _query(raw: bytes) -> Query:
-    """Return the query's parameters. Raises InvalidRequest for one that comes twice."""
-    try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=20, errors="strict")
-    except ValueError:
-        raise InvalidRequest("the query cannot be read", code="invalid_value") from None
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise InvalidRequest("a parameter comes twice", code="invalid_value")
-    if any("\0" in value for value in found.values()):
-        raise InvalidRequest("a parameter holds a NUL", code="invalid_value")
-    return found
-
-
 def _known(query: Query, *names: str) -> None:
     """Raise InvalidRequest for a filter that would be passed over silently."""
     for name in query:
@@ -168,12 +153,3 @@ def _known(query: Query, *names: str) -> None:
 
 def _only(query: Query) -> reports.Only:
     return reports.Only(query.get("model"), query.get("task_type"))
-
-
-def _number(query: Query, name: str, default: int, low: int, high: int) -> int:
-    text = query.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or not low <= int(text) <= high:
-        raise InvalidRequest(f"expected a whole number from {low} to {high}", code="invalid_value", param=name)
-    return int(text)

@@ -1,6 +1,6 @@
-"""The only place where errors become HTTP: OpenAI error objects on `/v1`.
+"""The only place where errors become HTTP: OpenAI error objects, but on `/api` (not `/api/v1`) Harpoon's flat ones (C-4).
 
-Doors catch `HortatorError` and send what `render` returns; anything else that reaches the outermost edge becomes
+Doors catch `HortatorError` and send `body` or `flat`; anything else that reaches the outermost edge becomes
 `internal_error` without a word of what it was.
 """
 
@@ -25,6 +25,16 @@ def body(error: HortatorError) -> bytes:
         tries = [{"model": model, "status": status, "code": code} for model, status, code in error.attempts]
         return msgspec.json.encode({"error": {**content, "attempts": tries}})
     return msgspec.json.encode({"error": content})
+
+
+def flat(error: HortatorError, request_id: str) -> bytes:
+    """Return the error as clients of Harpoon read it: `error` is the message itself."""
+    return msgspec.json.encode({"success": False, "error": error.message, "code": error.code, "request_id": request_id})
+
+
+def is_flat(path: str) -> bool:
+    """Whether an address answers its errors flat."""
+    return path.startswith("/api/") and not path.startswith("/api/v1/")
 
 
 def headers(error: HortatorError) -> Headers:

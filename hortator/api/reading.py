@@ -19,6 +19,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+REQUEST_ID = "hortator.request_id"
+"""Where the scope has the id that `naming` gave a request."""
 BODY_SECONDS = 60.0
 """A body must be complete this long after its head."""
 
@@ -34,8 +36,9 @@ def request_id(headers: dict[bytes, bytes]) -> RequestId:
 
 
 def naming(scope: Scope, send: Send) -> Send:
-    """Return a `send` that puts the request's id on the reply, for apps that do not know it."""
-    id = request_id(dict(scope["headers"])).encode()
+    """Return a `send` that puts the request's id on the reply, for apps that do not know it. The scope keeps it too."""
+    named_id = scope[REQUEST_ID] = request_id(dict(scope["headers"]))
+    id = named_id.encode()
 
     async def named(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":

@@ -6,6 +6,7 @@ that the document cannot drift from the code; `make check` compares it with `doc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,8 +15,10 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from hortator import __version__
-from hortator.api import health, problem
+from hortator.api import administration, health
+from hortator.api.routes import refusal
 from hortator.errors import HortatorError, InvalidRequest, MethodNotAllowed, NotFound
+from hortator.tenancy.administration import Administration
 from hortator.wire.chat import ChatRequest
 from hortator.wire.completions import CompletionRequest
 from hortator.wire.embeddings import EmbeddingsRequest
@@ -36,10 +39,11 @@ _ERRORS = {
 }
 
 
-def build(readiness: health.Readiness) -> FastAPI:
-    """Return the app behind the raw doors."""
+def build(readiness: health.Readiness, administered: Callable[[], Administration]) -> FastAPI:
+    """Return the app behind the raw doors. What the routes need is asked for at each request."""
     app = FastAPI(title="Hortator", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health.router(readiness))
+    app.include_router(administration.AdministrationDoor(administered).router())
     app.add_exception_handler(HTTPException, _http_problem)
 
     def document() -> dict[str, Any]:
@@ -57,7 +61,10 @@ def document() -> dict[str, Any]:
     async def nothing() -> dict[str, Any]:
         return {"ready": False}
 
-    return build(nothing).openapi()
+    def never() -> Any:
+        raise NotImplementedError
+
+    return build(nothing, never).openapi()
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
@@ -71,8 +78,7 @@ async def _http_problem(request: Request, error: Exception) -> Response:
         ours = MethodNotAllowed(f"{request.method} is not allowed here; use {' or '.join(allowed)}.", allowed=allowed)
     else:
         ours = InvalidRequest("The request cannot be handled.")
-    headers = {name.decode(): value.decode() for name, value in problem.headers(ours)}
-    return Response(problem.body(ours), ours.status, headers, "application/json")
+    return refusal(request, ours)
 
 
 class _Call(NamedTuple):
@@ -110,9 +116,8 @@ _CALLS = (
 
 def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     """Add the routes that the raw doors serve."""
-    shapes, components = msgspec.json.schema_components(
-        [each.request for each in _CALLS], ref_template="#/components/schemas/{name}"
-    )
+    kinds = [*(each.request for each in _CALLS), *administration.SCHEMAS]
+    shapes, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
     schemas["Error"] = {
@@ -136,7 +141,7 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         "description": "Models this key may use",
         "content": {"application/json": {"schema": {"type": "object"}}},
     }
-    for call, shape in zip(_CALLS, shapes, strict=True):
+    for call, shape in zip(_CALLS, shapes, strict=False):
         content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if call.streams:
             content["text/event-stream"] = {"schema": {"type": "string"}}

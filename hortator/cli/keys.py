@@ -7,7 +7,9 @@ standard output, everything meant for people goes to standard error, so `KEY=$(h
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -20,8 +22,22 @@ from hortator import app
 from hortator.cli.configuration import configured, load_settings
 from hortator.errors import HortatorError
 from hortator.store import Database, migrate
+from hortator.store.audit import Actor
 from hortator.store.queries import ApiKey, Tenant
-from hortator.tenancy.keys import DEFAULT_TENANT, create_key, limit_key, list_keys, revoke_key, rotate_key
+from hortator.tenancy.keys import (
+    DEFAULT_TENANT,
+    Rotation,
+    change_key,
+    checked_permissions,
+    create_key,
+    find_key,
+    find_key_to_rotate,
+    list_keys,
+    revoke_key,
+    rotate_key,
+    state,
+)
+from hortator.tenancy.terms import PRIORITIES, checked_models, key_config
 
 T = TypeVar("T")
 
@@ -50,6 +66,14 @@ limit_option = click.option(
     help="'60 requests/minute', '1000 tokens/hour', '5 usd/day', '10 concurrent'; per minute, hour, day or month; repeatable. "
     "'unlimited' takes all away.",
 )
+priority_option = click.option(
+    "--priority",
+    type=click.Choice(PRIORITIES),
+    help="Who goes first when not everybody can. Default: standard; a key never goes before its tenant.",
+)
+retention_option = click.option(
+    "--data-retention", help="How long usage records are kept, e.g. '30 days', '7 years'; a key's only if shorter."
+)
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -71,6 +95,15 @@ def with_store(config: Path | None, env_file: Path | None, work: Callable[[Datab
         raise click.ClickException(error.message) from None
 
 
+def operator() -> Actor:
+    """Who the audit log says it was."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return Actor(f"command line ({user})")
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns as wide as their widest cell."""
     widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
@@ -87,14 +120,6 @@ def shown_limits(config: Mapping[str, Any]) -> str:
     return ", ".join(map(str, config.get("limits", []))) or "unlimited"
 
 
-def _state(key: ApiKey) -> str:
-    if key.revoked_at is not None:
-        return "revoked"
-    if key.expires_at is not None and key.expires_at <= datetime.now(UTC):
-        return "expired"
-    return "replaced" if key.replaced_by is not None else "active"
-
-
 @click.group()
 def keys() -> None:
     """Create, list, limit, revoke and rotate API keys."""
@@ -108,6 +133,8 @@ def keys() -> None:
 @click.option("--permission", "permissions", multiple=True, help="What else the key may do; repeatable.")
 @click.option("--expires", type=Duration(), help="Life of the key, e.g. 30d. Default: no end.")
 @limit_option
+@priority_option
+@retention_option
 def create(
     config: Path | None,
     env_file: Path | None,
@@ -117,6 +144,8 @@ def create(
     permissions: tuple[str, ...],
     expires: timedelta | None,
     limits: tuple[str, ...],
+    priority: str | None,
+    data_retention: str | None,
 ) -> None:
     """Create a key and print it, once."""
     new = with_store(
@@ -130,6 +159,9 @@ def create(
             permissions=permissions,
             expires_in=expires,
             limits=limits,
+            priority=priority,
+            data_retention=data_retention,
+            by=operator(),
         ),
     )
     click.echo(f"Key {name} of tenant {tenant}. It is not shown again.", err=True)
@@ -154,7 +186,7 @@ def list_(config: Path | None, env_file: Path | None, tenant: str | None, as_jso
                 key.prefix,
                 key.name,
                 owner.namespace,
-                _state(key),
+                state(key),
                 ",".join(key.allowed_models),
                 shown_limits(key.config),
                 shown_time(key.created_at),
@@ -173,10 +205,12 @@ def _as_json(owner: Tenant, key: ApiKey) -> dict[str, object]:
         "key_hash": key.key_hash,
         "name": key.name,
         "tenant": owner.namespace,
-        "state": _state(key),
+        "state": state(key),
         "models": list(key.allowed_models),
         "permissions": list(key.permissions),
         "limits": key.config.get("limits", []),
+        "priority": key.config.get("priority"),
+        "data_retention": key.config.get("data_retention"),
         "replaced_by": key.replaced_by,
         **{name: None if moment is None else moment.isoformat() for name, moment in moments.items()},
     }
@@ -186,11 +220,36 @@ def _as_json(owner: Tenant, key: ApiKey) -> dict[str, object]:
 @configured
 @click.argument("key")
 @limit_option
-def set_(config: Path | None, env_file: Path | None, key: str, limits: tuple[str, ...]) -> None:
-    """Replace the limits of KEY (its name, prefix or hash) by those given."""
-    if not limits:
-        raise click.UsageError("nothing to change: give --limit, 'unlimited' for none")
-    changed = with_store(config, env_file, lambda database: limit_key(database, key, limits))
+@click.option("--models", multiple=True, help="Glob over model ids the key may use; repeatable.")
+@click.option("--permission", "permissions", multiple=True, help="What else the key may do; repeatable.")
+@priority_option
+@retention_option
+def set_(
+    config: Path | None,
+    env_file: Path | None,
+    key: str,
+    limits: tuple[str, ...],
+    models: tuple[str, ...],
+    permissions: tuple[str, ...],
+    priority: str | None,
+    data_retention: str | None,
+) -> None:
+    """Replace what is given of KEY (its name, prefix or hash); all its limits, models or permissions by those given."""
+
+    async def change(database: Database) -> ApiKey:
+        values: dict[str, object] = {}
+        if models:
+            values["allowed_models"] = checked_models(models)
+        if permissions:
+            values["permissions"] = checked_permissions(permissions)
+        terms = key_config(limits=limits or None, priority=priority, data_retention=data_retention)
+        return await change_key(database, await find_key(database, key), values, terms, operator())
+
+    if not (limits or models or permissions or priority or data_retention):
+        raise click.UsageError(
+            "nothing to change: give --limit, --models, --permission, --priority or --data-retention"
+        )
+    changed = with_store(config, env_file, change)
     click.echo(f"Key {changed.prefix} ({changed.name}): {shown_limits(changed.config)}.", err=True)
 
 
@@ -199,7 +258,11 @@ def set_(config: Path | None, env_file: Path | None, key: str, limits: tuple[str
 @click.argument("key")
 def revoke(config: Path | None, env_file: Path | None, key: str) -> None:
     """Revoke KEY (its name, prefix or hash). Works within 5 seconds on every replica."""
-    revoked = with_store(config, env_file, lambda database: revoke_key(database, key))
+
+    async def work(database: Database) -> ApiKey:
+        return await revoke_key(database, await find_key(database, key), operator())
+
+    revoked = with_store(config, env_file, work)
     click.echo(f"Key {revoked.prefix} ({revoked.name}) is revoked.", err=True)
 
 
@@ -209,7 +272,11 @@ def revoke(config: Path | None, env_file: Path | None, key: str) -> None:
 @click.option("--overlap", type=Duration(), default="24h", show_default=True, help="How long the old key stays valid.")
 def rotate(config: Path | None, env_file: Path | None, key: str, overlap: timedelta) -> None:
     """Replace KEY (its name, prefix or hash) by a new one with the same rights, and print that, once."""
-    rotation = with_store(config, env_file, lambda database: rotate_key(database, key, overlap))
+
+    async def work(database: Database) -> Rotation:
+        return await rotate_key(database, await find_key_to_rotate(database, key), overlap, operator())
+
+    rotation = with_store(config, env_file, work)
     until = rotation.old_valid_until.strftime("%Y-%m-%d %H:%M:%S UTC")
     click.echo(f"Key {rotation.old.prefix} ({rotation.old.name}) stays valid until {until}.", err=True)
     click.echo("The new key is not shown again.", err=True)

@@ -13,15 +13,25 @@ from typing import TextIO
 import click
 
 from hortator.cli.configuration import configured
-from hortator.cli.keys import as_json_option, limit_option, print_table, shown_limits, shown_time, with_store
+from hortator.cli.keys import (
+    as_json_option,
+    limit_option,
+    operator,
+    print_table,
+    priority_option,
+    retention_option,
+    shown_limits,
+    shown_time,
+    with_store,
+)
 from hortator.errors import HortatorError
-from hortator.store.queries import Tenant, list_tenants
+from hortator.store import Database
+from hortator.store.queries import Tenant, list_tenants, tenant_by_namespace
 from hortator.tenancy.keys import create_tenant
-from hortator.tenancy.tenants import import_tenants, set_tenant, tenant_config
+from hortator.tenancy.tenants import change_tenant, import_tenants
+from hortator.tenancy.terms import tenant_config
 
 _models = click.option("--models", multiple=True, help="Glob over model ids its keys are confined to; repeatable.")
-_priority = click.option("--priority", help="high, standard, or another word for less.")
-_retention = click.option("--data-retention", help="How long its data is kept, e.g. '7 years'.")
 
 
 @click.group()
@@ -35,8 +45,8 @@ def tenants() -> None:
 @click.option("--namespace", required=True, help="Name for machines: a DNS label of at most 63 characters.")
 @limit_option
 @_models
-@_priority
-@_retention
+@priority_option
+@retention_option
 def create(
     config: Path | None,
     env_file: Path | None,
@@ -49,7 +59,7 @@ def create(
 ) -> None:
     """Create a tenant and print its id."""
     chosen = _config(limits, models, priority, data_retention)
-    tenant = with_store(config, env_file, lambda database: create_tenant(database, name, namespace, chosen))
+    tenant = with_store(config, env_file, lambda database: create_tenant(database, name, namespace, chosen, operator()))
     click.echo(f"Tenant {tenant.namespace} is created.", err=True)
     click.echo(tenant.id)
 
@@ -59,8 +69,9 @@ def create(
 @click.argument("namespace")
 @limit_option
 @_models
-@_priority
-@_retention
+@priority_option
+@retention_option
+@click.option("--disable/--enable", "disabled", default=None, help="Refuse or admit all its keys.")
 def set_(
     config: Path | None,
     env_file: Path | None,
@@ -69,13 +80,22 @@ def set_(
     models: tuple[str, ...],
     priority: str | None,
     data_retention: str | None,
+    disabled: bool | None,
 ) -> None:
     """Change what is given of the tenant NAMESPACE; all its limits are replaced by those given."""
     chosen = _config(limits, models, priority, data_retention)
-    if not chosen:
-        raise click.UsageError("nothing to change: give --limit, --models, --priority or --data-retention")
-    tenant = with_store(config, env_file, lambda database: set_tenant(database, namespace, chosen))
-    click.echo(f"Tenant {tenant.namespace}: {shown_limits(tenant.config)}.", err=True)
+    if not chosen and disabled is None:
+        raise click.UsageError(
+            "nothing to change: give --limit, --models, --priority, --data-retention, --disable or --enable"
+        )
+
+    async def change(database: Database) -> Tenant:
+        tenant = await tenant_by_namespace(database, namespace)
+        return await change_tenant(database, tenant, chosen, disabled=disabled, by=operator())
+
+    tenant = with_store(config, env_file, change)
+    state = " (disabled)" if tenant.disabled_at is not None else ""
+    click.echo(f"Tenant {tenant.namespace}{state}: {shown_limits(tenant.config)}.", err=True)
 
 
 @tenants.command("import")
@@ -84,7 +104,7 @@ def set_(
 def import_(config: Path | None, env_file: Path | None, file: TextIO) -> None:
     """Create or change the tenants of FILE: a ConfigMap with tenant-mapping.yaml, or that entry alone; `-` reads standard input."""
     text = file.read()
-    for one in with_store(config, env_file, lambda database: import_tenants(database, text)):
+    for one in with_store(config, env_file, lambda database: import_tenants(database, text, operator())):
         click.echo(f"Tenant {one.namespace} is {'created' if one.created else 'changed'}.", err=True)
 
 
@@ -125,6 +145,7 @@ def _as_json(tenant: Tenant) -> dict[str, object]:
         "models": tenant.config.get("allowed_models", ["*"]),
         "priority": tenant.config.get("priority"),
         "data_retention": tenant.config.get("data_retention"),
+        "disabled_at": None if tenant.disabled_at is None else tenant.disabled_at.isoformat(),
     }
 
 

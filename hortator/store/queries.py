@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from sqlalchemy import ColumnElement, Row, Select, Table, func, insert, or_, sel
 
 from hortator.call import KeyHash, TenantId
 from hortator.errors import InvalidRequest, NotFound
+from hortator.store.audit import GATEWAY, Actor, write
 from hortator.store.database import Database, Refused
 from hortator.store.tables import api_keys, tenants, usage_events
 
@@ -35,6 +36,8 @@ class Tenant:
     created_at: datetime
     config: Mapping[str, Any] = field(default_factory=dict)
     """`limits`, `allowed_models`, `priority`, `data_retention`: what was set."""
+    disabled_at: datetime | None = None
+    """Set: none of its keys is good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,16 @@ class ApiKey:
     revoked_at: datetime | None
     replaced_by: KeyHash | None
     config: Mapping[str, Any] = field(default_factory=dict)
-    """`limits`: the key's own."""
+    """`limits`, `priority`, `data_retention`: the key's own."""
 
 
 class FoundKey(NamedTuple):
-    """A key, and its tenant's `config` and namespace."""
+    """A key, and what counts of its tenant."""
 
     key: ApiKey
     tenant_config: Mapping[str, Any]
     namespace: str
+    tenant_disabled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,8 @@ class UsageTotal:
     unpriced: int
 
 
-def _api_key(row: Row[*tuple[Any, ...]]) -> ApiKey:
+def as_key(row: Row[*tuple[Any, ...]]) -> ApiKey:
+    """Return the key that a row of `api_keys` describes."""
     values = {name: row._mapping[name] for name in ApiKey.__dataclass_fields__}
     values["permissions"] = _names(values["permissions"])
     values["allowed_models"] = _names(values["allowed_models"])
@@ -94,8 +99,25 @@ def _config(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {"limits": ["unreadable"], "allowed_models": []}
 
 
-def _tenant(row: Row[Any]) -> Tenant:
+def as_tenant(row: Row[Any]) -> Tenant:
+    """Return the tenant that a row of `tenants` describes."""
     return Tenant(**{**row._mapping, "config": _config(row.config)})
+
+
+def _values(key: ApiKey) -> dict[str, Any]:
+    """A key as columns."""
+    values = {name: getattr(key, name) for name in ApiKey.__dataclass_fields__}
+    return values | {"permissions": list(key.permissions), "allowed_models": list(key.allowed_models)}
+
+
+def _described(key: ApiKey) -> dict[str, Any]:
+    """What the audit log says of a new key."""
+    told = {name: getattr(key, name) for name in ("name", "prefix", "permissions", "allowed_models", "expires_at")}
+    return {**told, **key.config}
+
+
+def _merged(stored: object, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in {**_config(stored), **config}.items() if value is not None}
 
 
 class TenantScope:
@@ -107,7 +129,7 @@ class TenantScope:
 
     def _where(self, table: Table) -> ColumnElement[bool]:
         """The tenant filter."""
-        return table.c.tenant_id == self.tenant_id
+        return (table.c.id if table is tenants else table.c.tenant_id) == self.tenant_id
 
     def _rows(self, table: Table, *columns: ColumnElement[Any]) -> Select[Any]:
         """Select from a tenant's table."""
@@ -121,47 +143,47 @@ class TenantScope:
         """Every key of the tenant, oldest first."""
         async with self._database.read() as connection:
             rows = await connection.execute(self._rows(api_keys).order_by(api_keys.c.created_at, api_keys.c.key_hash))
-            return [_api_key(row) for row in rows]
+            return [as_key(row) for row in rows]
 
-    async def add_key(self, key: ApiKey) -> None:
+    async def add_key(self, key: ApiKey, by: Actor) -> None:
         """Store a new key of this tenant."""
-        values = {name: getattr(key, name) for name in ApiKey.__dataclass_fields__}
-        values |= {
-            "tenant_id": self.tenant_id,
-            "permissions": list(key.permissions),
-            "allowed_models": list(key.allowed_models),
-        }
         async with self._database.write() as connection:
-            await connection.execute(insert(api_keys).values(values))
+            await connection.execute(insert(api_keys).values(_values(key) | {"tenant_id": self.tenant_id}))
+            await write(connection, by, "key.create", key.key_hash, self.tenant_id, _described(key))
 
-    async def revoke_key(self, key_hash: KeyHash, at: datetime) -> None:
+    async def revoke_key(self, key_hash: KeyHash, at: datetime, by: Actor) -> None:
         """Mark the key revoked at `at`; one that already is keeps its moment."""
         async with self._database.write() as connection:
-            await connection.execute(
+            changed = await connection.execute(
                 update(api_keys)
                 .where(self._where(api_keys), api_keys.c.key_hash == key_hash, api_keys.c.revoked_at.is_(None))
                 .values(revoked_at=at)
             )
+            if changed.rowcount == 1:
+                await write(connection, by, "key.revoke", key_hash, self.tenant_id, {})
 
-    async def change_key(self, key_hash: KeyHash, config: Mapping[str, Any]) -> None:
-        """Set the key's `config`."""
+    async def change_key(
+        self, key_hash: KeyHash, values: Mapping[str, Any], config: Mapping[str, Any], by: Actor
+    ) -> ApiKey:
+        """Set columns of the key and parts of its `config`, where None takes a part out; return it. Raises NotFound."""
         async with self._database.write() as connection:
+            mine = self._rows(api_keys).where(api_keys.c.key_hash == key_hash).with_for_update()
+            row = (await connection.execute(mine)).first()
+            if row is None:
+                raise NotFound("no such key", code="key_not_found")
+            changed = replace(as_key(row), **values, config=_merged(row.config, config))
             await connection.execute(
                 update(api_keys)
                 .where(self._where(api_keys), api_keys.c.key_hash == key_hash)
-                .values(config=dict(config))
+                .values(_values(changed) | {"tenant_id": self.tenant_id})
             )
+            await write(connection, by, "key.change", key_hash, self.tenant_id, {**values, **config})
+        return changed
 
-    async def replace_key(self, old: KeyHash, new: ApiKey, expires_at: datetime) -> None:
+    async def replace_key(self, old: KeyHash, new: ApiKey, expires_at: datetime, by: Actor) -> None:
         """Store `new` and let `old` expire at `expires_at`, in one transaction. Raises InvalidRequest when it was replaced."""
-        values = {name: getattr(new, name) for name in ApiKey.__dataclass_fields__}
-        values |= {
-            "tenant_id": self.tenant_id,
-            "permissions": list(new.permissions),
-            "allowed_models": list(new.allowed_models),
-        }
         async with self._database.write() as connection:
-            await connection.execute(insert(api_keys).values(values))
+            await connection.execute(insert(api_keys).values(_values(new) | {"tenant_id": self.tenant_id}))
             changed = await connection.execute(
                 update(api_keys)
                 .where(self._where(api_keys), api_keys.c.key_hash == old)
@@ -170,6 +192,20 @@ class TenantScope:
             )
             if changed.rowcount != 1:
                 raise InvalidRequest("the key was replaced or revoked already", code="key_not_active")
+            detail = {"replaced_by": new.key_hash, "expires_at": expires_at}
+            await write(connection, by, "key.rotate", old, self.tenant_id, detail)
+
+    async def change(self, values: Mapping[str, Any], config: Mapping[str, Any], by: Actor) -> Tenant:
+        """Set columns of the tenant and parts of its `config`, where None takes a part out; return it. Raises NotFound."""
+        async with self._database.write() as connection:
+            row = (await connection.execute(self._rows(tenants).with_for_update())).first()
+            if row is None:
+                raise NotFound("no such tenant", code="tenant_not_found")
+            changed = replace(as_tenant(row), **values, config=_merged(row.config, config))
+            stored = {name: getattr(changed, name) for name in ("name", "config", "disabled_at")}
+            await connection.execute(update(tenants).where(self._where(tenants)).values(stored))
+            await write(connection, by, "tenant.change", self.tenant_id, self.tenant_id, {**values, **config})
+        return changed
 
     async def usage_totals(self, since: datetime, until: datetime) -> list[UsageTotal]:
         """What was used from `since` to before `until`, a line per model served."""
@@ -216,9 +252,17 @@ class OperatorScope:
 async def find_keys(database: Database, hashes: Sequence[str], deadline: float) -> list[FoundKey]:
     """The keys with these hashes, of any tenant: authentication asks whose they are. Raises Unavailable."""
     async with database.read(deadline) as connection:
-        statement = select(*api_keys.c, tenants.c.config.label("tenant_config"), tenants.c.namespace).join(tenants)
+        of_tenant = (
+            tenants.c.config.label("tenant_config"),
+            tenants.c.namespace,
+            tenants.c.disabled_at.label("tenant_disabled_at"),
+        )
+        statement = select(*api_keys.c, *of_tenant).join(tenants)
         rows = await connection.execute(statement.where(api_keys.c.key_hash.in_(hashes)))
-        return [FoundKey(_api_key(row), _config(row.tenant_config), row.namespace) for row in rows]
+        return [
+            FoundKey(as_key(row), _config(row.tenant_config), row.namespace, row.tenant_disabled_at is not None)
+            for row in rows
+        ]
 
 
 async def match_keys(database: Database, text: str) -> list[ApiKey]:
@@ -234,7 +278,7 @@ async def match_keys(database: Database, text: str) -> list[ApiKey]:
                 )
             )
         )
-        return [_api_key(row) for row in rows]
+        return [as_key(row) for row in rows]
 
 
 async def touch_keys(database: Database, hashes: Iterable[str], at: datetime) -> None:
@@ -244,7 +288,12 @@ async def touch_keys(database: Database, hashes: Iterable[str], at: datetime) ->
 
 
 async def add_tenant(
-    database: Database, name: str, namespace: str, at: datetime, config: Mapping[str, Any] | None = None
+    database: Database,
+    name: str,
+    namespace: str,
+    at: datetime,
+    config: Mapping[str, Any] | None = None,
+    by: Actor = GATEWAY,
 ) -> Tenant:
     """Store a new tenant. Raises InvalidRequest when the namespace is taken."""
     tenant = Tenant(TenantId(str(uuid_utils.uuid7())), name, namespace, at, dict(config or {}))
@@ -255,6 +304,8 @@ async def add_tenant(
                     id=tenant.id, name=name, namespace=namespace, created_at=at, config=tenant.config
                 )
             )
+            detail = {"name": name, "namespace": namespace, **tenant.config}
+            await write(connection, by, "tenant.create", tenant.id, tenant.id, detail)
     except Refused:
         raise InvalidRequest(f"the namespace {namespace} is taken", code="namespace_taken", param="namespace") from None
     return tenant
@@ -264,7 +315,7 @@ async def list_tenants(database: Database) -> list[Tenant]:
     """Every tenant, oldest first."""
     async with database.read() as connection:
         rows = await connection.execute(select(tenants).order_by(tenants.c.created_at, tenants.c.id))
-        return [_tenant(row) for row in rows]
+        return [as_tenant(row) for row in rows]
 
 
 async def tenant_by_namespace(database: Database, namespace: str) -> Tenant:
@@ -273,7 +324,7 @@ async def tenant_by_namespace(database: Database, namespace: str) -> Tenant:
         row = (await connection.execute(select(tenants).where(tenants.c.namespace == namespace))).first()
     if row is None:
         raise NotFound(f"no tenant has the namespace {namespace}", code="tenant_not_found")
-    return _tenant(row)
+    return as_tenant(row)
 
 
 async def find_tenant(database: Database, name: str, deadline: float) -> Tenant | None:
@@ -283,10 +334,4 @@ async def find_tenant(database: Database, name: str, deadline: float) -> Tenant 
         matches = or_(matches, tenants.c.id == str(UUID(name)))
     async with database.read(deadline) as connection:
         row = (await connection.execute(select(tenants).where(matches))).first()
-    return None if row is None else _tenant(row)
-
-
-async def change_tenant(database: Database, tenant_id: TenantId, config: Mapping[str, Any]) -> None:
-    """Set a tenant's `config`."""
-    async with database.write() as connection:
-        await connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(config=dict(config)))
+    return None if row is None else as_tenant(row)

@@ -101,6 +101,7 @@ tenants = Table(
     Column("namespace", String(63), nullable=False),
     Column("created_at", Instant, nullable=False, server_default=func.now()),
     Column("config", Json, nullable=False),
+    Column("disabled_at", Instant),
     UniqueConstraint("namespace"),
 )
 
@@ -218,3 +219,21 @@ key_rollups = Table(
     Column("cost", Money, nullable=False),
 )
 """What each key has used, kept in the same transaction: counters of limits that are lost are made anew from these."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("at", Instant, nullable=False),
+    Column("actor_name", String(255), nullable=False),
+    Column("actor_key_hash", String(64)),
+    Column("actor_tenant_id", Uuid(as_uuid=False)),
+    Column("action", String(50), nullable=False),
+    Column("target", String(255), nullable=False),
+    Column("tenant_id", Uuid(as_uuid=False)),
+    Column("request_id", String(255)),
+    Column("detail", Json, nullable=False),
+    Index(None, "tenant_id", "id"),
+    Index(None, "at"),
+)
+"""No foreign keys, and nothing is ever changed in it."""

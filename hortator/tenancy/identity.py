@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from hortator.call import Caller
+from hortator.call import Caller, KeyHash, TenantId
 from hortator.errors import Forbidden, Unauthenticated, Unavailable
 from hortator.store.database import Database
 from hortator.store.queries import ApiKey, FoundKey, Tenant, find_keys, find_tenant, touch_keys
@@ -59,6 +59,7 @@ class _Refusal(NamedTuple):
 _INVALID = _Refusal("invalid_api_key", "Incorrect API key provided.")
 _REVOKED = _Refusal("revoked_api_key", "This API key has been revoked. Ask your administrator for another one.")
 _EXPIRED = _Refusal("expired_api_key", "This API key has expired. Ask your administrator for another one.")
+_DISABLED = _Refusal("tenant_disabled", "The tenant of this API key is disabled. Ask your administrator.")
 
 
 class _Known:
@@ -118,6 +119,7 @@ class Identity:
         self._queries: set[asyncio.Task[list[FoundKey]]] = set()
         self._tenants: dict[str, tuple[float, Tenant | None]] = {}
         self._failed_at = float("-inf")
+        self._forgot_at = float("-inf")
         self._used: set[bytes] = set()
         self._toucher: asyncio.Task[None] | None = None
 
@@ -135,7 +137,7 @@ class Identity:
     async def authenticate(self, token: str | bytes) -> Caller:
         """The caller behind `token`.
 
-        Raises Unauthenticated (`invalid_api_key`, `revoked_api_key`, `expired_api_key`), or Unavailable
+        Raises Unauthenticated (`invalid_api_key`, `revoked_api_key`, `expired_api_key`, `tenant_disabled`), or Unavailable
         (`store_unavailable`) when the store does not answer and the key is not known.
         """
         data = token.encode("utf-8", "replace") if isinstance(token, str) else token
@@ -170,7 +172,7 @@ class Identity:
             if len(self._tenants) >= self._max_keys:
                 self._tenants.clear()
             self._tenants[tenant] = now + self._fresh_seconds, found
-        if found is None:
+        if found is None or found.disabled_at is not None:
             raise _not_yours()
         own = tuple(limit for limit in caller.limits if limit.key.startswith("key:"))
         return replace(
@@ -179,7 +181,19 @@ class Identity:
             namespace=found.namespace,
             allowed_models=both(found.config, caller.allowed_models),
             limits=limits_of(found.id, found.config, caller.key_hash, {}) + own,
+            priority=priority_of(found.config, {"priority": caller.priority}),
         )
+
+    def forget(self, *, key_hash: KeyHash | None = None, tenant_id: TenantId | None = None) -> None:
+        """Ask anew about a key, or all keys of a tenant: they were changed by this very process."""
+        self._forgot_at = time.monotonic()
+        if key_hash is not None:
+            self._known.pop(bytes.fromhex(key_hash), None)
+        if tenant_id is not None:
+            for digest in [d for d, entry in self._known.items() if entry.caller.tenant_id == tenant_id]:
+                del self._known[digest]
+        self._refused.clear()
+        self._tenants.clear()
 
     @property
     def gauges(self) -> Gauges:
@@ -250,6 +264,8 @@ class Identity:
             keys = await self._query(digests)
             if keys is None:
                 self._failed_at = time.monotonic()
+            elif asked_at <= self._forgot_at:
+                continue  # what the store said may be older than a change made here
             for digest in digests:
                 answer = None if keys is None else self._learn(digest, keys.get(digest), asked_at)
                 self._waiting.pop(digest).set_result(answer)
@@ -276,7 +292,7 @@ class Identity:
     def _learn(self, digest: bytes, found: FoundKey | None, asked_at: float) -> _Known | _Refusal:
         """Keep what the store said of one key, as of the moment it was asked."""
         key = None if found is None else found.key
-        refusal = _refusal(key)
+        refusal = _refusal(key) or (_DISABLED if found is not None and found.tenant_disabled else None)
         entry = self._known.pop(digest, None)
         if found is None or key is None or refusal is not None:
             if len(self._refused) >= self._max_keys:

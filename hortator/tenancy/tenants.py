@@ -1,31 +1,31 @@
-"""What an operator sets for a tenant: limits, models, priority, retention; one by one or from the file of R-000-66.
+"""Changing tenants: one by one, or from the file of R-000-66.
 
-Called by `cli/tenants.py`; never on the request path. Everything is checked before anything is written. The statements are the
-store's; running servers notice within 5 s, as they look their callers up again.
+Called by `cli/tenants.py` and `administration.py`; never on the request path. Everything is checked before anything is written.
+The statements are the store's; running servers notice within 5 s, as they look their callers up again.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import yaml
 
 from hortator.errors import InvalidRequest, NotFound
+from hortator.store.audit import GATEWAY, Actor
 from hortator.store.database import Database
-from hortator.store.queries import Tenant, change_tenant, tenant_by_namespace
+from hortator.store.queries import Tenant, TenantScope, tenant_by_namespace
 from hortator.tenancy.keys import KEY_PREFIX, check_tenant, create_tenant
-from hortator.tenancy.limits import checked
+from hortator.tenancy.terms import PRIORITIES, tenant_config
 
 MAPPING = "tenant-mapping.yaml"
 """The entry of the ConfigMap that holds the tenants (R-000-66)."""
 MAX_TENANTS = 10_000
-MAX_MODELS = 256
 _FIELDS = frozenset({"namespace", "budget_limit", "allowed_models", "data_retention", "priority"})
-_PRIORITY = re.compile(r"[a-z][a-z-]{0,30}")
-_RETENTION = re.compile(r"[1-9]\d{0,4} (day|week|month|year)s?")
+_WORD = re.compile(r"[a-z][a-z-]{0,30}")
 
 
 class Imported(NamedTuple):
@@ -35,51 +35,29 @@ class Imported(NamedTuple):
     created: bool
 
 
-def tenant_config(
+async def change_tenant(
+    database: Database,
+    tenant: Tenant,
+    config: Mapping[str, Any],
     *,
-    limits: Sequence[str] | None = None,
-    models: Sequence[str] | None = None,
-    priority: str | None = None,
-    data_retention: str | None = None,
-) -> dict[str, Any]:
-    """Return the part of a tenant's `config` that is given; None = not given. Raises InvalidRequest.
+    name: str | None = None,
+    disabled: bool | None = None,
+    by: Actor = GATEWAY,
+) -> Tenant:
+    """Replace the given parts of a tenant (`terms.tenant_config`; None takes one out); return it as it is then.
 
-    `limits`: as in `limits.py`; `models`: globs over model ids, which its keys are confined to; `priority`: `high`, `standard`, or
-    another word for less (R-000-72); `data_retention`: such as `7 years`.
+    None of a disabled tenant's keys is good. Raises InvalidRequest, NotFound.
     """
-    config: dict[str, Any] = {}
-    if limits is not None:
-        config["limits"] = checked(limits)
-    if models is not None:
-        if not models or len(models) > MAX_MODELS or not all(0 < len(glob) <= 512 for glob in models):
-            raise InvalidRequest(
-                f"expected 1 to {MAX_MODELS} names or globs of models", code="invalid_models", param="models"
-            )
-        config["allowed_models"] = list(models)
-    if priority is not None:
-        if _PRIORITY.fullmatch(priority) is None:
-            raise InvalidRequest(
-                "a priority is high, standard or another word", code="invalid_priority", param="priority"
-            )
-        config["priority"] = priority
-    if data_retention is not None:
-        if _RETENTION.fullmatch(data_retention) is None:
-            raise InvalidRequest(
-                "a retention is a number of days, weeks, months or years, such as '7 years'",
-                code="invalid_retention",
-                param="data_retention",
-            )
-        config["data_retention"] = data_retention
-    return config
+    values: dict[str, Any] = {}
+    if name is not None:
+        check_tenant(name, tenant.namespace)
+        values["name"] = name
+    if disabled is not None and disabled != (tenant.disabled_at is not None):
+        values["disabled_at"] = datetime.now(UTC) if disabled else None
+    return await TenantScope(database, tenant.id).change(values, config, by)
 
 
-async def set_tenant(database: Database, namespace: str, config: Mapping[str, Any]) -> Tenant:
-    """Replace the given parts of a tenant's `config`; return the tenant as it is then. Raises NotFound."""
-    tenant = await tenant_by_namespace(database, namespace)
-    return await _changed(database, tenant, config)
-
-
-async def import_tenants(database: Database, text: str) -> list[Imported]:
+async def import_tenants(database: Database, text: str, by: Actor = GATEWAY) -> list[Imported]:
     """Make or change the tenants of a file: a ConfigMap with `tenant-mapping.yaml`, or that entry alone (R-000-66, R-000-67).
 
     A tenant is found by its namespace; what the file does not say of it stays. Raises InvalidRequest, having changed nothing.
@@ -89,18 +67,12 @@ async def import_tenants(database: Database, text: str) -> list[Imported]:
         try:
             tenant = await tenant_by_namespace(database, namespace)
         except NotFound:
-            await create_tenant(database, name, namespace, config)
+            await create_tenant(database, name, namespace, config, by)
             imported.append(Imported(namespace, True))
         else:
-            await _changed(database, tenant, config)
+            await change_tenant(database, tenant, config, by=by)
             imported.append(Imported(namespace, False))
     return imported
-
-
-async def _changed(database: Database, tenant: Tenant, config: Mapping[str, Any]) -> Tenant:
-    merged = {**tenant.config, **config}
-    await change_tenant(database, tenant.id, merged)
-    return Tenant(tenant.id, tenant.name, tenant.namespace, tenant.created_at, merged)
 
 
 def _mapping(text: str) -> Mapping[str, Any]:
@@ -139,12 +111,21 @@ def _read(name: object, fields: object) -> tuple[str, str, dict[str, Any]]:
         config = tenant_config(
             limits=None if budget is None else [str(budget)],
             models=models,
-            priority=None if fields.get("priority") is None else str(fields["priority"]),
+            priority=_priority(fields.get("priority")),
             data_retention=None if fields.get("data_retention") is None else str(fields["data_retention"]),
         )
     except InvalidRequest as error:
         raise InvalidRequest(f"{name[:100]}: {error.message}", code=error.code, param=error.param) from None
     return name, fields["namespace"], config
+
+
+def _priority(word: object) -> str | None:
+    """`high` and `standard` mean themselves; another word means less (R-000-72)."""
+    if word is None:
+        return None
+    if not isinstance(word, str) or _WORD.fullmatch(word) is None:
+        raise InvalidRequest("a priority is a word", code="invalid_priority", param="priority")
+    return word if word in PRIORITIES else "low"
 
 
 def _bad(what: str) -> InvalidRequest:

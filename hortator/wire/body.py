@@ -59,6 +59,10 @@ def _invalid(text: str) -> InvalidRequest:
     if missing:
         name = f"{param}.{missing.group(1)}" if param else missing.group(1)
         return InvalidRequest(f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
+    unknown = re.match(r"Object contains unknown field `(.*)`", problem)
+    if unknown:
+        name = f"{param}.{unknown.group(1)}" if param else unknown.group(1)
+        return InvalidRequest(f"Unknown parameter: '{name[:100]}'.", code="unknown_parameter", param=name[:100])
     if problem.startswith("Expected `array` of length >= 1"):
         return InvalidRequest(f"'{param}' must not be empty.", code="empty_array", param=param)
     if problem.startswith(("Expected `str` of length", "Invalid enum value", "Expected `int` >=")):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ class Command:
     """Runs commands on a home of its own."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self._environment = {"HORTATOR_HOME": str(home), "HORTATOR_CONFIG": None}
 
     def run(self, *words: str) -> Result:
@@ -216,3 +219,37 @@ def test_what_cannot_be_set_is_refused_in_a_line(hortator: Command, words: tuple
     result = hortator.run(*words)
     assert result.exit_code in (1, 2)
     assert "Traceback" not in result.output
+
+
+def test_what_the_command_line_changes_is_in_the_audit_log(hortator: Command) -> None:
+    """R-000-89."""
+    hortator("tenants", "create", "--name", "A", "--namespace", "a")
+    hortator("keys", "create", "--name", "ci", "--tenant", "a", "--priority", "low", "--data-retention", "30 days")
+    hortator("keys", "set", "ci", "--models", "groq/*", "--permission", "usage:read")
+    hortator("keys", "rotate", "ci")
+    hortator("tenants", "set", "a", "--disable")
+    with closing(sqlite3.connect(hortator.home / "hortator.db")) as database:
+        found = database.execute("select action, actor_name, actor_key_hash from audit order by id").fetchall()
+    assert [action for action, *_ in found] == [
+        "tenant.create",
+        "key.create",
+        "key.change",
+        "key.rotate",
+        "tenant.change",
+    ]
+    assert all(name.startswith("command line (") and key is None for _, name, key in found)
+
+
+def test_a_key_keeps_what_is_set_of_it(hortator: Command) -> None:
+    hortator("keys", "create", "--name", "ci", "--limit", "5 usd/day")
+    hortator("keys", "set", "ci", "--priority", "low", "--models", "groq/*")
+    (key,) = hortator.listed()
+    assert (key["limits"], key["priority"], key["models"]) == (["5 usd/day"], "low", ["groq/*"])
+
+
+def test_a_tenant_is_disabled_and_enabled(hortator: Command) -> None:
+    hortator("tenants", "create", "--name", "A", "--namespace", "a")
+    hortator("tenants", "set", "a", "--disable")
+    assert _tenants(hortator)["a"]["disabled_at"] is not None
+    hortator("tenants", "set", "a", "--enable")
+    assert _tenants(hortator)["a"]["disabled_at"] is None

@@ -14,10 +14,20 @@ from sqlalchemy import event
 from hortator.call import KeyHash
 from hortator.errors import Forbidden, Unauthenticated, Unavailable
 from hortator.store import Database, migrate
+from hortator.store.audit import GATEWAY
 from hortator.store.database import normalise_url
-from hortator.store.queries import ApiKey, TenantScope
+from hortator.store.queries import ApiKey, FoundKey, TenantScope, find_keys
 from hortator.tenancy import Identity, identity
-from hortator.tenancy.keys import create_key, create_tenant, ensure_default_tenant, list_keys, revoke_key, rotate_key
+from hortator.tenancy.keys import (
+    create_key,
+    create_tenant,
+    ensure_default_tenant,
+    find_key,
+    find_key_to_rotate,
+    list_keys,
+    revoke_key,
+    rotate_key,
+)
 from tests.cable import Cable, cable
 from tests.eventually import eventually
 
@@ -89,7 +99,7 @@ async def test_any_string_may_be_a_key(database: Database, ours: Identity) -> No
             revoked_at=None,
             replaced_by=None,
         )
-        await TenantScope(database, tenant.id).add_key(key)
+        await TenantScope(database, tenant.id).add_key(key, GATEWAY)
         assert (await ours.authenticate(token)).key_name == token
 
 
@@ -118,7 +128,7 @@ async def test_an_active_key_stops_working_within_5_seconds_of_its_revocation(
 ) -> None:
     token = (await create_key(database, name="ci")).token.reveal().encode()
     await ours.authenticate(token)
-    await revoke_key(database, "ci")
+    await revoke_key(database, await find_key(database, "ci"))
     clock.ahead += 2.1
     assert ours.known(token) is not None, "served once more while it is asked about"
     await eventually(lambda: ours.known(token) is None)
@@ -132,7 +142,7 @@ async def test_an_idle_key_is_not_served_from_memory_after_its_revocation(
 ) -> None:
     token = (await create_key(database, name="ci")).token.reveal().encode()
     await ours.authenticate(token)
-    await revoke_key(database, "ci")
+    await revoke_key(database, await find_key(database, "ci"))
     clock.ahead += 4.6
     assert ours.known(token) is None
     with pytest.raises(Unauthenticated) as caught:
@@ -169,11 +179,11 @@ async def test_both_keys_work_during_the_overlap_and_only_the_new_one_after(
 ) -> None:
     """R-000-73."""
     old = (await create_key(database, name="ci")).token.reveal()
-    rotation = await rotate_key(database, "ci", timedelta(hours=24))
+    rotation = await rotate_key(database, await find_key_to_rotate(database, "ci"), timedelta(hours=24))
     new = rotation.new.token.reveal()
     assert (await ours.authenticate(old)).tenant_id == (await ours.authenticate(new)).tenant_id
     await create_key(database, name="short")
-    short = await rotate_key(database, "short", timedelta(0))
+    short = await rotate_key(database, await find_key_to_rotate(database, "short"), timedelta(0))
     await ours.authenticate(short.new.token.reveal())
     with pytest.raises(Unauthenticated) as caught:
         await ours.authenticate(
@@ -186,7 +196,7 @@ async def test_a_key_made_after_it_was_refused_works_within_a_second(
     database: Database, ours: Identity, clock: Clock
 ) -> None:
     new = await create_key(database, name="ci")
-    await revoke_key(database, "ci")
+    await revoke_key(database, await find_key(database, "ci"))
     with pytest.raises(Unauthenticated):
         await ours.authenticate(new.token.reveal())
     async with database.write() as connection:
@@ -304,7 +314,7 @@ async def test_a_known_key_does_not_outlive_the_stale_time_or_its_own(
 
 
 async def distant_revoke(database: Database) -> None:
-    await revoke_key(database, "ci")
+    await revoke_key(database, await find_key(database, "ci"))
 
 
 async def succeeds(subject: Any, token: str | None) -> bool:
@@ -348,3 +358,27 @@ async def test_a_key_acts_for_its_own_tenant_and_for_others_only_where_it_may_im
         assert [limit.text for limit in switched.limits] == ["5 requests/minute"]
     with pytest.raises(Forbidden):
         await ours.on_behalf(acting, "nobody")
+
+
+async def test_an_answer_that_is_older_than_a_change_made_here_is_asked_for_again(
+    database: Database, ours: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look-up has read the key, then it is revoked, and only then the answer arrives."""
+    new = await create_key(database, name="ci")
+    read, changed = asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any) -> list[FoundKey]:
+        found = await find_keys(*arguments)
+        read.set()
+        await changed.wait()
+        return found
+
+    monkeypatch.setattr(identity, "find_keys", slow)
+    asking = asyncio.create_task(ours.authenticate(new.token.reveal()))
+    await read.wait()
+    await revoke_key(database, new.record)
+    ours.forget(key_hash=new.record.key_hash)
+    changed.set()
+    with pytest.raises(Unauthenticated) as caught:
+        await asking
+    assert caught.value.code == "revoked_api_key"

@@ -16,6 +16,8 @@ from hortator.tenancy.keys import (
     create_key,
     create_tenant,
     ensure_default_tenant,
+    find_key,
+    find_key_to_rotate,
     first_key,
     list_keys,
     revoke_key,
@@ -72,7 +74,7 @@ async def test_rotation_keeps_the_old_key_for_the_overlap(database: Database) ->
     """R-000-73."""
     old = await create_key(database, name="ci", models=["groq/*"], permissions=["usage:read"])
     before = datetime.now(UTC)
-    rotation = await rotate_key(database, "ci", timedelta(hours=2))
+    rotation = await rotate_key(database, await find_key_to_rotate(database, "ci"), timedelta(hours=2))
     assert timedelta(hours=2) <= rotation.old_valid_until - before < timedelta(hours=3)
     assert rotation.new.token != old.token
     assert rotation.new.record.allowed_models == ("groq/*",)
@@ -86,15 +88,15 @@ async def test_rotation_keeps_the_old_key_for_the_overlap(database: Database) ->
 
 async def test_rotation_never_prolongs_a_key(database: Database) -> None:
     old = await create_key(database, name="ci", expires_in=timedelta(minutes=5))
-    rotation = await rotate_key(database, "ci", timedelta(hours=2))
+    rotation = await rotate_key(database, await find_key_to_rotate(database, "ci"), timedelta(hours=2))
     assert rotation.old_valid_until == old.record.expires_at
 
 
 async def test_a_replaced_key_is_not_rotated_again(database: Database) -> None:
     old = await create_key(database, name="ci")
-    await rotate_key(database, old.record.prefix)
+    await rotate_key(database, await find_key_to_rotate(database, old.record.prefix))
     with pytest.raises(NotFound):
-        await rotate_key(database, old.record.key_hash)
+        await rotate_key(database, await find_key_to_rotate(database, old.record.key_hash))
 
 
 @pytest.mark.parametrize("by", ["name", "prefix", "hash", "key"])
@@ -107,7 +109,7 @@ async def test_a_key_is_found_by_name_prefix_hash_or_itself(database: Database, 
         "hash": new.record.key_hash,
         "key": new.token.reveal(),
     }[by]
-    assert (await revoke_key(database, which)).key_hash == new.record.key_hash
+    assert (await revoke_key(database, await find_key(database, which))).key_hash == new.record.key_hash
     revoked = {key.name: key.revoked_at is not None for _, key in await list_keys(database)}
     assert revoked == {"the one": True, "another": False}
 
@@ -115,14 +117,14 @@ async def test_a_key_is_found_by_name_prefix_hash_or_itself(database: Database, 
 async def test_an_ambiguous_name_revokes_nothing(database: Database) -> None:
     """After a rotation both keys have the name, and both still work."""
     await create_key(database, name="ci")
-    await rotate_key(database, "ci")
+    await rotate_key(database, await find_key_to_rotate(database, "ci"))
     with pytest.raises(InvalidRequest) as caught:
-        await revoke_key(database, "ci")
+        await revoke_key(database, await find_key(database, "ci"))
     assert caught.value.code == "ambiguous_key"
     assert all(key.revoked_at is None for _, key in await list_keys(database))
 
 
 async def test_an_unknown_key_is_not_repeated_in_the_error(database: Database) -> None:
     with pytest.raises(NotFound) as caught:
-        await revoke_key(database, "hrt_sk_planted")
+        await revoke_key(database, await find_key(database, "hrt_sk_planted"))
     assert "planted" not in caught.value.message
