@@ -38,6 +38,7 @@ from hortator.tenancy.budgets import BudgetGauges
 from hortator.tenancy.counters import Counters, MemoryCounters
 from hortator.tenancy.limits import NANO
 from hortator.tenancy.redis_counters import RedisCounters
+from hortator.tenancy.retention import Days, Retention
 from hortator.tenancy.spending import spending
 
 MIGRATE_AGAIN_SECONDS = 5.0
@@ -85,6 +86,9 @@ class App:
             max_queue=settings.admission.max_queue,
             max_wait=settings.admission.max_wait_ms / 1000,
         )
+        kept = settings.ledger
+        days = Days(kept.retention_days, kept.rollup_retention_days, kept.audit_retention_days)
+        self._retention = Retention(self.database, days)
         self._upstream = upstream(settings)
         self._local = local
         self._balance = Balance(breaker_limits(settings), prices=usual_prices(settings, prices))
@@ -126,6 +130,7 @@ class App:
             await self._local.start()
         self._open(self._rooms)
         self._tasks.append(asyncio.create_task(self.reload.run(), name="reload"))
+        self._tasks.append(asyncio.create_task(self._retention.run(), name="retention"))
         if not self._migrated:
             self._tasks.append(asyncio.create_task(self._migrate_later(), name="migrate"))
 

@@ -38,7 +38,11 @@ def export(
     task_type: str | None,
     format: str,
 ) -> None:
-    """Print sums by tenant, provider, model and task type; amounts are exact US dollars."""
+    """Print sums by tenant, provider, model and task type; amounts are exact US dollars.
+
+    The sums are kept for `ledger.rollup_retention_days`, longer than the records they were made of, which go after their tenant's
+    data retention or `ledger.retention_days`.
+    """
     try:
         wanted = reports.period({"from": since, "to": until}, datetime.now(UTC))
     except HortatorError as error:

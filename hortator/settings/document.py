@@ -19,6 +19,7 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Meta(ge=1024, le=1 << 40)]
 Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+Days = Annotated[int, Meta(ge=1, le=36_500)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Strategy = Literal["ordered", "least-in-flight", "weighted", "lowest-latency", "cheapest"]
 Tier = Literal["primary", "edge", "flagship", "local"]
@@ -135,6 +136,14 @@ class Ledger(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Milliseconds between writes, and so what a kill -9 can lose. Longer makes larger, cheaper batches."""
     price_overrides: Path | None = None
     """YAML file with own prices, taken before the built-in list. None = built-in prices only. Relative to this file."""
+    retention_days: Days | None = 400
+    """Days that usage records are kept of tenants without a data retention of their own; then they are deleted. None = for ever.
+    Thirteen months, so that a month can be compared with the same one of the year before."""
+    rollup_retention_days: Days | None = 3653
+    """Days that the sums by hour are kept, or as long as the records if that is longer; reports and exports read these. None = for ever. Ten
+    years, as invoices rest on them."""
+    audit_retention_days: Days | None = 3653
+    """Days that the audit log is kept. None = for ever."""
 
 
 class Streaming(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
