@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from hortator.api import route as previews
 from hortator.api import shell
 from hortator.api.admin import AdminDoor
+from hortator.api.harpoon import HarpoonDoor, ProviderState, Sources
 from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send, naming
 from hortator.dispatch.balance import Balance
@@ -29,7 +30,8 @@ from hortator.providers.local_model import LocalModel
 from hortator.providers.upstream import PoolLimits, Upstream, trust
 from hortator.reload import Reload
 from hortator.rooms import Lasting, Rooms, breaker_limits, price_book, price_lists, usual_prices
-from hortator.settings import Settings, applicable, is_loopback
+from hortator.routing import rules_by_tier
+from hortator.settings import LOCAL, Settings, applicable, is_loopback
 from hortator.store import Database, migrate, sqlite_url
 from hortator.tenancy import Admission, Budgets, Identity
 from hortator.tenancy.administration import Administration
@@ -81,14 +83,8 @@ class App:
             counts=self._counts if settings.admin.enabled or settings.admin.expose_on_public else None,
         )
         self._budgets = budgets(settings, prices, self.database)
-        self._admission = Admission(
-            max_concurrent=settings.admission.max_concurrent,
-            max_queue=settings.admission.max_queue,
-            max_wait=settings.admission.max_wait_ms / 1000,
-        )
-        kept = settings.ledger
-        days = Days(kept.retention_days, kept.rollup_retention_days, kept.audit_retention_days)
-        self._retention = Retention(self.database, days)
+        self._admission = admission(settings)
+        self._retention = retention(settings, self.database)
         self._upstream = upstream(settings)
         self._local = local
         self._balance = Balance(breaker_limits(settings), prices=usual_prices(settings, prices))
@@ -113,6 +109,7 @@ class App:
         self._door: OpenAIDoor
         self._health: asyncio.Task[None] | None = None
         self._previews: previews.RouteDoor
+        self._harpoon: HarpoonDoor
         self._tasks: list[asyncio.Task[None]] = []
         self.reload = Reload(settings, read, self._change)
         self._changed = changed
@@ -162,6 +159,8 @@ class App:
                 return self._exposed(scope, receive, send)
             if path == previews.PATH:
                 return self._previews(scope, receive, send)
+            if path.startswith("/api/") and not path.startswith("/api/v1/"):
+                return self._harpoon(scope, receive, send, path)
         return self._shell(scope, receive, naming(scope, send))
 
     def _open(self, rooms: Rooms) -> None:
@@ -173,6 +172,8 @@ class App:
         limit = rooms.settings.server.max_body_bytes
         self._door = OpenAIDoor(rooms.gateway, limit)
         self._previews = previews.RouteDoor(rooms.gateway, limit)
+        sources = Sources(self._provider_states, rooms.prices.cost, rules_by_tier(rooms.gateway.rules))
+        self._harpoon = HarpoonDoor(rooms.gateway, sources, limit)
         self._health = asyncio.create_task(rooms.health.run(), name="health")
 
     async def _change(self, wanted: Settings) -> tuple[str, ...]:
@@ -281,6 +282,14 @@ class App:
         gauges = self._balance.gauges(monotonic(), named)
         return {id: msgspec.to_builtins(gauges[id]) if id in gauges else {"state": "closed"} for id in named}
 
+    def _provider_states(self) -> dict[str, ProviderState]:
+        """Return how the providers do, the embedded model among them."""
+        shown = self._rooms.health.shown.items()
+        states: dict[str, ProviderState] = {key: ProviderState(s.state == "up", s.latency_ms) for key, s in shown}
+        if self._local is not None and self._local.state != "disabled":
+            states[LOCAL] = ProviderState(self._local.state == "ready", None)
+        return states
+
     async def _migrate(self) -> None:
         with contextlib.suppress(Unavailable):
             await migrate(self.database)
@@ -297,6 +306,20 @@ def database(settings: Settings) -> Database:
     """Return the configured store."""
     url = settings.store.url
     return Database(sqlite_url(settings.home / "hortator.db") if url is None else url.reveal())
+
+
+def admission(settings: Settings) -> Admission:
+    """Return what bounds the calls that run at once."""
+    chosen = settings.admission
+    return Admission(
+        max_concurrent=chosen.max_concurrent, max_queue=chosen.max_queue, max_wait=chosen.max_wait_ms / 1000
+    )
+
+
+def retention(settings: Settings, store: Database) -> Retention:
+    """Return what deletes records whose time is over."""
+    kept = settings.ledger
+    return Retention(store, Days(kept.retention_days, kept.rollup_retention_days, kept.audit_retention_days))
 
 
 def budgets(settings: Settings, prices: PriceBook, store: Database) -> Budgets:

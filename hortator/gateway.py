@@ -17,6 +17,9 @@ from hortator.routing import Catalogue, Preview, Rules, decide, preview, told
 from hortator.settings import LOCAL, Settings
 from hortator.tenancy import Admission, Budgets, Identity, Reservation
 
+Choose = Callable[[Catalogue], Decision]
+"""What a door decides with instead of the call's model."""
+
 
 class StreamedAnswer:
     """A streamed answer: `next` until None, with `flow` between, then `finish`, always."""
@@ -88,18 +91,26 @@ class Gateway:
         """Return what is served now."""
         return self._catalogue()
 
+    @property
+    def rules(self) -> Rules:
+        """What routing goes by."""
+        return self._rules
+
     def preview(self, caller: Caller, call: Call) -> Preview:
         """Say how a call would be routed, without calling anything. Raises what routing raises."""
         return preview(call, caller, self._catalogue(), self._rules)
 
-    async def complete(self, caller: Caller, call: Call, trace: Trace) -> bytes:
-        """Walk a call whose answer comes in one piece; return its body. What happened is in `trace`, also after an error."""
+    async def complete(self, caller: Caller, call: Call, trace: Trace, choose: Choose | None = None) -> bytes:
+        """Walk a call whose answer comes in one piece; return its body. What happened is in `trace`, also after an error.
+
+        `choose`: routing's answer to what the door knows and the call does not say; None = to the call's model.
+        """
         if not self._admission.enter(caller.priority):
             await self._wait(caller, call, trace)
         held: Reservation | None = None
         decision: Decision | None = None
         try:
-            decision = self._route(caller, call, trace)
+            decision = self._route(caller, call, trace, choose)
             if caller.limits:
                 held = await self._reserve(caller, call, decision)
             if call.tracing is not None:
@@ -151,11 +162,12 @@ class Gateway:
             self._write(caller, call, trace, None, error, opened=False)
             raise
 
-    def _route(self, caller: Caller, call: Call, trace: Trace) -> Decision:
+    def _route(self, caller: Caller, call: Call, trace: Trace, choose: Choose | None = None) -> Decision:
         """Decide where the call may go, and note what its reply tells of that."""
         if call.tracing is not None:
             call.tracing.enter("route")
-        decision = decide(call, caller, self._catalogue(), self._rules)
+        catalogue = self._catalogue()
+        decision = decide(call, caller, catalogue, self._rules) if choose is None else choose(catalogue)
         trace.route = told(decision, call)
         return decision
 

@@ -111,7 +111,7 @@ async def answer(
             body = await gateway.complete(caller, call, trace)
         except asyncio.CancelledError as cancelled:
             raise trace.failure(cancelled) from None
-    await respond(exchange, 200, [problem.JSON, *_told(call, trace, time.monotonic()), *trace.headers], body)
+    await respond(exchange, 200, [problem.JSON, *told(call, trace, time.monotonic()), *trace.headers], body)
 
 
 async def _stream(
@@ -139,7 +139,7 @@ async def _stream(
 
 async def _write(exchange: Exchange, streamed: StreamedAnswer, call: Call, trace: Trace) -> None:
     send, direct = exchange.send, exchange.direct
-    headers = [*_EVENT_STREAM, *_told(call, trace, time.monotonic()), *trace.headers]
+    headers = [*_EVENT_STREAM, *told(call, trace, time.monotonic()), *trace.headers]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if trace.first_byte_at is None:
         await send({"type": "http.response.body", "body": OPENING, "more_body": True})
@@ -176,7 +176,7 @@ def may(body: Object, field: str) -> bool:
     return value
 
 
-def _told(call: Call, trace: Trace, now: float) -> problem.Headers:
+def told(call: Call, trace: Trace, now: float) -> problem.Headers:
     """Return the headers that tell what happened to a call."""
     deployment = trace.deployment
     return [

@@ -1,4 +1,4 @@
-"""The only place where errors become HTTP: OpenAI error objects, but on `/api` (not `/api/v1`) Harpoon's flat ones (C-4).
+"""The only place where errors become HTTP: OpenAI error objects, and Harpoon's flat ones on its addresses (C-4).
 
 Doors catch `HortatorError` and send `body` or `flat`; anything else that reaches the outermost edge becomes
 `internal_error` without a word of what it was.
@@ -30,11 +30,6 @@ def body(error: HortatorError) -> bytes:
 def flat(error: HortatorError, request_id: str) -> bytes:
     """Return the error as clients of Harpoon read it: `error` is the message itself."""
     return msgspec.json.encode({"success": False, "error": error.message, "code": error.code, "request_id": request_id})
-
-
-def is_flat(path: str) -> bool:
-    """Whether an address answers its errors flat."""
-    return path.startswith("/api/") and not path.startswith("/api/v1/")
 
 
 def headers(error: HortatorError) -> Headers:

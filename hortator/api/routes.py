@@ -1,7 +1,7 @@
 """What the shell's JSON routes share: a body read within its limit and checked against a struct, answers, errors, descriptions.
 
-`administration.py` and `harpoon.py` are made of these. A route's errors become HTTP here, in the dialect of its address; nothing
-that goes wrong in a handler reaches the framework, which would print it.
+`administration.py` is made of these. A route's errors become HTTP here; nothing that goes wrong in a handler reaches the
+framework, which would print it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HANG_UP_STATUS = 499
 
 
 class JsonRoute(APIRoute):
-    """A route whose errors are told as its address demands (C-4)."""
+    """A route whose errors are OpenAI objects (C-4)."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the handler: the outermost edge of its requests."""
@@ -86,10 +86,8 @@ def refusal(request: Request, error: HortatorError) -> Response:
     """Return an error as a reply. Nobody reads that of a client that has gone."""
     if isinstance(error, ClientGone):
         return Response(status_code=_HANG_UP_STATUS)
-    flat = problem.is_flat(request.scope["path"])
-    body = problem.flat(error, id_of(request)) if flat else problem.body(error)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in problem.headers(error)}
-    return Response(body, error.status, {**_NO_STORE, **headers}, "application/json")
+    return Response(problem.body(error), error.status, {**_NO_STORE, **headers}, "application/json")
 
 
 def described(
@@ -100,12 +98,11 @@ def described(
     path: Iterable[str] = (),
     errors: Iterable[int] = (),
     status: int = 200,
-    flat: bool = False,
     key: bool = True,
 ) -> dict[str, Any]:
     """Return the `openapi_extra` of a route. `answer` and `body` name schemas; `query` gives each parameter's meaning."""
     schema: dict[str, Any] = {"type": "object"} if answer is None else {"$ref": f"#/components/schemas/{answer}"}
-    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{'FlatError' if flat else 'Error'}"}}}
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses: dict[str, Any] = {
         str(status): {"description": "Done", "content": {"application/json": {"schema": schema}}}
     }

@@ -16,9 +16,10 @@ from starlette.exceptions import HTTPException
 
 from hortator import __version__
 from hortator.api import administration, health
-from hortator.api.routes import refusal
+from hortator.api.routes import described, refusal
 from hortator.errors import HortatorError, InvalidRequest, MethodNotAllowed, NotFound
 from hortator.tenancy.administration import Administration
+from hortator.wire import harpoon
 from hortator.wire.chat import ChatRequest
 from hortator.wire.completions import CompletionRequest
 from hortator.wire.embeddings import EmbeddingsRequest
@@ -114,9 +115,22 @@ _CALLS = (
 )
 
 
+_FLAT_ERROR = {
+    "type": "object",
+    "required": ["success", "error", "code", "request_id"],
+    "properties": {
+        "success": {"const": False},
+        "error": {"type": "string"},
+        "code": {"type": "string"},
+        "request_id": {"type": "string"},
+    },
+}
+"""What `/api` says of an error, for Harpoon's clients (C-4)."""
+
+
 def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     """Add the routes that the raw doors serve."""
-    kinds = [*(each.request for each in _CALLS), *administration.SCHEMAS]
+    kinds = [*(each.request for each in _CALLS), *administration.SCHEMAS, *harpoon.SCHEMAS]
     shapes, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
@@ -158,12 +172,37 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         ("400", "401", "403", "404", "408", "413", "415", "503"),
     )
     preview["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes[0]}}}
+    schemas["FlatError"] = _FLAT_ERROR
+    document["paths"] |= _harpoon()
     document["paths"] |= {
         "/api/v1/route": {"post": preview},
         "/v1/models": {"get": _operation("listModels", "List the models this key may use.", listing, ("401", "503"))},
         "/v1/models/{id}": {"get": one},
     }
     return document
+
+
+def _harpoon() -> dict[str, Any]:
+    """The addresses of Harpoon's clients."""
+    taken, carried = (400, 401, 408, 413, 415), (403, 404, 429, 502, 503, 504)
+    tier = {"tier": "primary, edge, flagship or local", "provider": "A provider's id"}
+    found = {
+        ("/api/health", "get", "harpoonHealth"): described(None, key=False),
+        ("/api/models", "get", "harpoonModels"): described("ModelList", query=tier, errors=(400, 401, 503)),
+        ("/api/models/{id}", "get", "harpoonModel"): described("Model", path=("id",), errors=(401, 404, 503)),
+        ("/api/chat", "post", "harpoonChat"): described("ChatReply", body="ChatOrder", errors=(*taken, *carried)),
+        ("/api/route", "post", "harpoonRoute"): described(
+            "RouteReply", body="ChatOrder", errors=(*taken, 403, 404, 503)
+        ),
+        ("/api/batch", "post", "harpoonBatch"): described(None, body="BatchOrder", errors=(*taken, 503)),
+    }
+    paths: dict[str, Any] = {}
+    for (path, method, name), operation in found.items():
+        for status, response in operation["responses"].items():
+            if status != "200":
+                response["content"]["application/json"]["schema"] = {"$ref": "#/components/schemas/FlatError"}
+        paths[path] = {method: {"operationId": name, "tags": ["harpoon"], **operation}}
+    return paths
 
 
 def _operation(name: str, summary: str, answer: dict[str, Any], errors: tuple[str, ...]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class ProviderHealth(NamedTuple):
     """Why it is down: an error code."""
     models: tuple[str, ...] = ()
     """What it listed when it last answered."""
+    latency_ms: float | None = None
+    """How long its last answer took; None when it gave none."""
 
 
 class Health:
@@ -119,11 +121,13 @@ class Health:
 
     async def _ask(self, key: ProviderId, provider: Listing) -> None:
         known = self.states[key].models
+        begun = monotonic()
         try:
             models = await provider.list_models(asyncio.get_running_loop().time() + DEADLINE_SECONDS)
         except UpstreamError as error:
             self.states[key] = ProviderHealth("down", error.code, known)
         else:
-            self.states[key] = ProviderHealth("up", None, known if models is None else models)
+            took = (monotonic() - begun) * 1000
+            self.states[key] = ProviderHealth("up", None, known if models is None else models, round(took, 1))
         if self.found is not None:
             self.found(key, self.states[key].state == "up")

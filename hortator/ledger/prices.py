@@ -169,6 +169,11 @@ class PriceBook:
         self._listed: dict[str, Provider] | None = None
         self._answers: dict[tuple[str, str, str | None], tuple[int | None, Price | None]] = {}
 
+    def cost(self, deployment: Deployment, response_model: str | None, usage: Usage) -> Decimal | None:
+        """US dollars of a usage at a deployment that names its model so; None when no price is known."""
+        price = self.price(deployment.provider, deployment.model, response_model)
+        return None if price is None else price.cost(usage)
+
     def billionths(self, deployment: Deployment, response_model: str | None, usage: Usage) -> int | None:
         """Billionths of a US dollar of a usage at a deployment, rounded up; None when no price is known."""
         price = self.price(deployment.provider, deployment.model, response_model)

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from hortator.routing.auto import Rules
+from hortator.routing.auto import AUTO, Rules
 from hortator.routing.cards import Card, Cards, Facts
 from hortator.routing.catalogue import Catalogue
 from hortator.routing.policy import decide, told
 from hortator.routing.preview import Preview, preview
+from hortator.routing.tiers import rules_by_tier
 
-__all__ = ["Card", "Cards", "Catalogue", "Facts", "Preview", "Rules", "decide", "preview", "told"]
+__all__ = [
+    "AUTO",
+    "Card",
+    "Cards",
+    "Catalogue",
+    "Facts",
+    "Preview",
+    "Rules",
+    "decide",
+    "preview",
+    "rules_by_tier",
+    "told",
+]

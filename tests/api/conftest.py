@@ -69,7 +69,8 @@ async def app(tmp_path: Path, database_url: str, changes: dict[str, Any]) -> Asy
     }
     file = tmp_path / "hortator.yaml"
     file.write_text(json.dumps(document))
-    running = App(load(file, {"HORTATOR_HOME": str(tmp_path)}), None)
+    settings = load(file, {"HORTATOR_HOME": str(tmp_path)})
+    running = App(settings, None, read=lambda: settings, changed=lambda _: None)
     await running.start()
     yield running
     await running.drain()
