@@ -74,14 +74,7 @@ class App:
             lambda model: model in self._rooms.catalogue, lambda task: task in self._rooms.settings.routing.task_types
         )
         prices = price_book(settings)
-        self._ledger = Ledger(
-            self.database,
-            prices,
-            settings.home / "journal",
-            journal_limit=settings.ledger.journal_max_bytes,
-            flush_seconds=settings.ledger.flush_ms / 1000,
-            counts=self._counts if settings.admin.enabled or settings.admin.expose_on_public else None,
-        )
+        self._ledger = ledger(settings, prices, self.database, self._counts)
         self._budgets = budgets(settings, prices, self.database)
         self._admission = admission(settings)
         self._retention = retention(settings, self.database)
@@ -306,6 +299,18 @@ def database(settings: Settings) -> Database:
     """Return the configured store."""
     url = settings.store.url
     return Database(sqlite_url(settings.home / "hortator.db") if url is None else url.reveal())
+
+
+def ledger(settings: Settings, prices: PriceBook, store: Database, counts: Counts) -> Ledger:
+    """Return what records calls; it counts them where somebody can look at the counts."""
+    return Ledger(
+        store,
+        prices,
+        settings.home / "journal",
+        journal_limit=settings.ledger.journal_max_bytes,
+        flush_seconds=settings.ledger.flush_ms / 1000,
+        counts=counts if settings.admin.enabled or settings.admin.expose_on_public else None,
+    )
 
 
 def admission(settings: Settings) -> Admission:
