@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 from hortator.errors import HortatorError, Inapplicable, InvalidReply
-from hortator.wire import chat, completions, embeddings, moderations
+from hortator.wire import chat, completions, embeddings, messages, moderations
 from hortator.wire.body import Object
 from hortator.wire.chat import WireUsage
 from hortator.wire.chat_stream import ChatStream
+from hortator.wire.messages_encoder import MessagesFromChat
+from hortator.wire.messages_stream import ChatFromMessages, MessagesStream
 
 Dialect = Literal["chat", "responses", "messages", "completions", "embeddings", "moderations"]
 
@@ -128,6 +130,12 @@ class Form(NamedTuple):
     reply_to_chat: Callable[[bytes, Asked], bytes] | None = None
     encoder: Callable[[Asked], Encoder] | None = None
     decoder: Callable[[Asked], Decoder] | None = None
+    to_plain_chat: Callable[[Object], Object] | None = None
+    """As `to_chat`, for providers that refuse fields that are not of the chat dialect; None = there are none."""
+
+
+def _message_id(asked: Asked) -> str:
+    return f"msg_{asked.id.removeprefix('req_')}"
 
 
 FORMS: dict[Dialect, Form] = {
@@ -135,6 +143,17 @@ FORMS: dict[Dialect, Form] = {
     "completions": Form(completions.read_whole, reader=completions.CompletionStream),
     "embeddings": Form(embeddings.read_whole, mend_whole=embeddings.mend_whole),
     "moderations": Form(moderations.read_whole),
+    "messages": Form(
+        messages.read_whole,
+        reader=MessagesStream,
+        to_chat=messages.to_chat,
+        from_chat=messages.from_chat,
+        reply_from_chat=lambda body, asked: messages.reply_from_chat(body, _message_id(asked)),
+        reply_to_chat=lambda body, asked: messages.reply_to_chat(body, asked.created),
+        encoder=lambda asked: MessagesFromChat(_message_id(asked), asked.id),
+        decoder=lambda asked: ChatFromMessages(asked.created),
+        to_plain_chat=messages.to_plain_chat,
+    ),
 }
 
 
@@ -150,10 +169,14 @@ def spoken(asked: Dialect, known: frozenset[Dialect]) -> Dialect:
     raise Inapplicable("The provider of this model does not serve this endpoint.")
 
 
-def request(asked: Dialect, said: Dialect, body: Object) -> Object:
-    """Return a request in the dialect `said`. Raises InvalidRequest, Inapplicable."""
+def request(asked: Dialect, said: Dialect, body: Object, *, extensions: bool = True) -> Object:
+    """Return a request in the dialect `said`. Raises InvalidRequest, Inapplicable.
+
+    `extensions` is whether a provider that is asked in chat takes fields that are not of that dialect.
+    """
     if asked != "chat":
-        into = FORMS[asked].to_chat
+        plain = None if extensions or said != "chat" else FORMS[asked].to_plain_chat
+        into = plain or FORMS[asked].to_chat
         assert into is not None
         body = into(body)
     if said != "chat":
