@@ -119,6 +119,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What the client named its session, so that its requests meet the same deployment."""
     wish: Wish = NO_WISH
     """What the client says to routing."""
+    forwarded: tuple[tuple[bytes, bytes], ...] = ()
+    """Headers of the client that a provider of the same kind is to see; names in small letters."""
     resend: Resend = "again"
     """After a failure: also ask the same deployment again, only others, or nobody."""
     fallback: bool = True

@@ -308,7 +308,7 @@ CODES = frozenset(
         "request_timeout request_too_large schema_too_large store_unavailable superseded tenant_not_allowed "
         "token_limit_exceeded too_deep too_many_concurrent_requests too_many_connections too_many_tools "
         "unavailable unknown_url unsupported_by_model unsupported_content_encoding unsupported_endpoint "
-        "unsupported_media_type unsupported_tool upstream_auth_failed upstream_connect_failed "
+        "unsupported_media_type unsupported_parameter unsupported_tool upstream_auth_failed upstream_connect_failed "
         "upstream_connect_timeout upstream_connection_lost upstream_error upstream_first_byte_timeout "
         "upstream_idle_timeout upstream_invalid_response upstream_pool_full upstream_refused upstream_timeout "
         "upstream_total_timeout upstream_truncated_stream upstream_unavailable "

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from hortator.call import Call, Caller, Decision, Deployment, Outcome
-from hortator.dispatch import Dispatch, Stream, Trace, carry_whole
+from hortator.dispatch import RATE_PREFIXES, Dispatch, Stream, Trace, carry_whole
 from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger, Tracer
 from hortator.routing import Catalogue, Preview, Rules, decide, preview, told
@@ -261,7 +261,7 @@ def stood_in(decision: Decision | None, trace: Trace) -> bool:
 def _tell_limits(held: Reservation, trace: Trace) -> None:
     """Put what is left of the caller's limits among the reply's headers, in place of what the provider said of its own."""
     ours = held.headers
-    kept = [pair for pair in trace.headers if not pair[0].startswith(b"x-ratelimit-")] if ours else trace.headers
+    kept = [pair for pair in trace.headers if not pair[0].startswith(RATE_PREFIXES)] if ours else trace.headers
     trace.headers = [*kept, *ours]
 
 

@@ -19,6 +19,7 @@ from hortator.dispatch.balance import Balance
 from hortator.dispatch.health import Health, ProviderHealth
 from hortator.gateway import Gateway
 from hortator.ledger import Ledger, PriceBook, Tracer
+from hortator.providers.anthropic import AnthropicProvider
 from hortator.providers.base import Provider
 from hortator.providers.local import LocalProvider
 from hortator.providers.local_model import LocalModel
@@ -28,6 +29,8 @@ from hortator.routing import Cards, Catalogue, Facts
 from hortator.settings import LOCAL, Settings
 from hortator.settings import Provider as ProviderSettings
 from hortator.tenancy import Admission, Budgets, Identity
+
+RemoteProvider = OpenAIProvider | AnthropicProvider
 
 
 class Lasting(NamedTuple):
@@ -51,7 +54,7 @@ class Rooms:
         self.settings = settings
         self.prices = prices
         self._lasting = lasting
-        self._remote: dict[ProviderId, OpenAIProvider] = {}
+        self._remote: dict[ProviderId, RemoteProvider] = {}
         known: dict[ProviderId, ProviderHealth] = {}
         old = {} if before is None else {provider.id: provider for provider in before.settings.providers}
         for provider in settings.providers:
@@ -160,18 +163,14 @@ def usual_prices(settings: Settings, book: PriceBook) -> dict[str, float]:
     return found
 
 
-def remote_provider(settings: ProviderSettings, client: Upstream) -> OpenAIProvider:
+def remote_provider(settings: ProviderSettings, client: Upstream) -> RemoteProvider:
     """Return the adapter of one configured provider."""
     limits = settings.timeouts
     timeouts = Timeouts(limits.connect_ms / 1000, limits.first_byte_ms / 1000, limits.idle_ms / 1000)
-    return OpenAIProvider(
-        ProviderId(settings.id),
-        client,
-        settings.base_url,
-        timeouts,
-        api_key=settings.api_key,
-        headers=settings.headers,
-    )
+    place = (ProviderId(settings.id), client, settings.base_url, timeouts)
+    if settings.kind == "anthropic":
+        return AnthropicProvider(*place, api_key=settings.api_key, headers=settings.headers)
+    return OpenAIProvider(*place, api_key=settings.api_key, headers=settings.headers, extensions=settings.extensions)
 
 
 def _retry_limits(settings: Settings) -> retry.Limits:

@@ -219,7 +219,7 @@ local: {enabled: yes}
         "5: timeouts.idle_ms: expected a whole number from 1 to 86,400,000",
         "5: timeouts.total_ms: expected a whole number from 1 to 86,400,000",
         "12: providers[2]: `id` is missing",
-        "14: providers[4].preset: expected one of: openai, groq, workers-ai, ollama, vllm, cloudflare-gateway",
+        "14: providers[4].preset: expected one of: openai, anthropic, groq, workers-ai, ollama, vllm, cloudflare-gateway",
         "21: models[1].deployments: expected at least 1 item",
         "22: local.enabled: expected true or false",
         "13: providers[3]: `account` is missing; give it, or set CLOUDFLARE_ACCOUNT_ID",
@@ -391,16 +391,32 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypa
 
 
 def test_keys_in_the_environment_become_providers() -> None:
-    environ = {"OPENAI_API_KEY": "a", "GROQ_API_KEY": "b", "CLOUDFLARE_ACCOUNT_ID": "c", "WORKERS_AI_TOKEN": "d"}
+    environ = {
+        "OPENAI_API_KEY": "a",
+        "ANTHROPIC_API_KEY": "e",
+        "GROQ_API_KEY": "b",
+        "CLOUDFLARE_ACCOUNT_ID": "c",
+        "WORKERS_AI_TOKEN": "d",
+    }
     settings = load(None, environ)
     assert [(p.id, p.base_url, p.api_key and p.api_key.reveal()) for p in settings.providers] == [
         ("openai", "https://api.openai.com/v1", "a"),
+        ("anthropic", "https://api.anthropic.com/v1", "e"),
         ("groq", "https://api.groq.com/openai/v1", "b"),
         ("workers-ai", "https://api.cloudflare.com/client/v4/accounts/c/ai/v1", "d"),
         ("ollama", "http://127.0.0.1:11434/v1", None),
     ]
     assert settings.variables == tuple(sorted(environ))
     assert [p.id for p in detected_providers({"WORKERS_AI_TOKEN": "d"})] == ["ollama"]
+
+
+def test_a_preset_has_its_kind_unless_the_file_names_one(write: Write) -> None:
+    settings = write(
+        "providers: [{id: a, preset: anthropic}, {id: b, preset: anthropic, kind: openai}, {id: c, preset: openai}]",
+        {"ANTHROPIC_API_KEY": "x", "OPENAI_API_KEY": "y"},
+    )
+    assert [provider.kind for provider in settings.providers[:3]] == ["anthropic", "openai", "openai"]
+    assert [p.kind for p in detected_providers({"ANTHROPIC_API_KEY": "x"})] == ["anthropic", "openai"]
 
 
 def test_our_own_key_is_not_taken_for_openais(write: Write) -> None:

@@ -20,6 +20,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 _TRUE_STATUS = frozenset({400, 404, 409, 413, 422, 429, 503})
 _OTHER_STATUS = {402: 429, 408: 504, 504: 504, 529: 503}
 _PASSED = frozenset({b"retry-after", b"retry-after-ms", b"openai-processing-ms", b"openai-version"})
+RATE_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
+"""How the headers begin that tell what is left of a limit."""
 _ELSEWHERE = frozenset({401, 402, 403, 404, 408, 409, 429})
 """Client-error statuses after which another deployment is worth a try: they speak of the provider, not of the request."""
 
@@ -30,7 +32,7 @@ _TYPES = {429: "rate_limit_error", 502: "upstream_error", 503: "service_unavaila
 
 def passed_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return the upstream headers that clients are to see."""
-    return [pair for pair in headers if pair[0] in _PASSED or pair[0].startswith(b"x-ratelimit-")]
+    return [pair for pair in headers if pair[0] in _PASSED or pair[0].startswith(RATE_PREFIXES)]
 
 
 def refused(provider: Provider, status: int, headers: Headers, refusal: Refusal) -> UpstreamRefused:

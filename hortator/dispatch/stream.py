@@ -255,7 +255,7 @@ class Stream:
         """Ask one deployment once; return its bytes up to and with the first content."""
         provider = self._dispatch.providers[deployment.provider]
         trace = self._trace
-        sent = said(self._call, provider)
+        sent = said(self._call, provider, deployment)
         self._reader = reader(self._call, sent)
         begun = monotonic()
         try:

@@ -6,20 +6,26 @@ another; here it is applied to a call.
 
 from __future__ import annotations
 
+import msgspec
+from msgspec import Raw
 from msgspec.structs import replace
 
-from hortator.call import Call
+from hortator.call import Call, Deployment
 from hortator.providers.base import Provider
 from hortator.wire import dialects
 from hortator.wire.chat_stream import ChatStream
 
 
-def said(call: Call, provider: Provider) -> Call:
-    """Return the call as the provider understands it: itself where it can. Raises InvalidRequest, Inapplicable."""
+def said(call: Call, provider: Provider, deployment: Deployment) -> Call:
+    """Return the call as the provider understands it: itself where it can. Raises InvalidRequest, Inapplicable.
+
+    How some things are said depends on the model, so a translated body has the provider's name for it already.
+    """
     if call.operation in provider.dialects:
         return call
     spoken = dialects.spoken(call.operation, provider.dialects)
-    body = dialects.request(call.operation, spoken, call.body)
+    body = {**call.body, "model": Raw(msgspec.json.encode(deployment.model))}
+    body = dialects.request(call.operation, spoken, body, extensions=provider.extensions)
     # A usage chunk is what the translation is made of, whether or not the client wants one.
     return replace(call, operation=spoken, body=body, wants_usage=False)
 

@@ -84,7 +84,7 @@ def _nothing() -> None:
 
 async def _attempt(provider: Provider, call: Call, deployment: Deployment, trace: Trace, deadline: float) -> bytes:
     """Ask one deployment once."""
-    sent = said(call, provider)
+    sent = said(call, provider, deployment)
     begun = trace.begun if sent is call else monotonic()
     reply: Reply | None = None
     try:

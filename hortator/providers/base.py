@@ -50,6 +50,8 @@ class Provider(Protocol):
     id: ProviderId
     dialects: frozenset[Dialect]
     """Those it can be asked in."""
+    extensions: bool
+    """Whether a translated request may hold fields that are not of its dialect; else they are left out."""
 
     def send(self, call: Call, deployment: Deployment, deadline: float) -> Awaitable[Reply]:
         """Send `call`, in one of `dialects`, to `deployment` and return once the reply's head is there.

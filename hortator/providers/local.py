@@ -40,6 +40,7 @@ class LocalProvider:
 
     id = ProviderId("local")
     dialects: frozenset[Dialect] = frozenset(PATHS)
+    extensions = False
 
     def __init__(self, model: LocalModel) -> None:
         self._model = model

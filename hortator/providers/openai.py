@@ -58,8 +58,10 @@ class OpenAIProvider:
         api_key: Secret | None = None,
         headers: Mapping[str, str | Secret] | None = None,
         dialects: frozenset[Dialect] = frozenset(_PATHS),
+        extensions: bool = False,
     ) -> None:
         self.id = id
+        self.extensions = extensions
         self.dialects = dialects
         self._upstream = upstream
         self._timeouts = timeouts

@@ -192,18 +192,19 @@ class Provider(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     id: Name
     """First part of its model ids: small letters, digits, `.`, `_` and `-`. Unique; `local` is the embedded model's."""
-    kind: Literal["openai"] = "openai"
-    """The dialect it speaks: `openai` = chat completions under `base_url`."""
-    preset: Literal["openai", "groq", "workers-ai", "ollama", "vllm", "cloudflare-gateway"] | None = None
+    kind: Literal["openai", "anthropic"] = "openai"
+    """The dialect it speaks under `base_url`: `openai` = chat completions and their kin, `anthropic` = messages. Clients of either
+    get either: requests and replies are translated where they differ. The preset `anthropic` has its own kind."""
+    preset: Literal["openai", "anthropic", "groq", "workers-ai", "ollama", "vllm", "cloudflare-gateway"] | None = None
     """Fills `base_url`, and `api_key` from the variable usual for it. None = write them out."""
     base_url: str = ""
-    """Address that `/chat/completions` and `/models` are appended to, mostly ending in `/v1`. Empty = the preset's."""
+    """Address that `/chat/completions` (or `/messages`) and `/models` are appended to, mostly ending in `/v1`. Empty = the preset's."""
     account: Name | None = None
     """Cloudflare account id, for the presets `workers-ai` and `cloudflare-gateway`. None = CLOUDFLARE_ACCOUNT_ID."""
     gateway: Name | None = None
     """Name of the Cloudflare AI Gateway, for the preset `cloudflare-gateway`. None = not used."""
     api_key: Secret | None = None
-    """Sent as `Authorization: Bearer`. None = the preset's variable, or no such header where the preset has none."""
+    """Sent as `Authorization: Bearer`, or as `x-api-key` by the kind `anthropic`. None = the preset's variable, or no such header where the preset has none."""
     headers: Mapping[str, Secret] = field(default_factory=dict)
     """Further headers for every request, e.g. `cf-aig-authorization`. Never printed."""
     models: tuple[Name, ...] | None = None
@@ -211,6 +212,10 @@ class Provider(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     `[]` = none directly, only through `models` below."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     """As `timeouts` above, for this provider; what is left out keeps the general value."""
+    extensions: bool = False
+    """True = translated chat requests may hold fields that the chat dialect does not have (`cache_control`, `thinking_blocks`,
+    `reasoning_content`, `is_error`), as some servers understand them. OpenAI, Groq and others refuse requests with unknown
+    fields, so they are left out by default."""
     detect: bool = False
     """True = served once it has answered, and no fault when it never does."""
     tier: Tier | None = None

@@ -18,6 +18,7 @@ from hortator.settings.tree import Node, Problems, Variables
 
 OWN_KEY_PREFIX = "hrt_"
 ACCOUNT_VARIABLE = "CLOUDFLARE_ACCOUNT_ID"
+_CREDENTIALS = ("authorization", "x-api-key")
 
 
 class Preset(Struct, frozen=True):
@@ -25,10 +26,12 @@ class Preset(Struct, frozen=True):
 
     base_url: str
     key_variable: str | None = None
+    kind: Literal["openai", "anthropic"] = "openai"
 
 
 PRESETS: Mapping[str, Preset] = {
     "openai": Preset("https://api.openai.com/v1", "OPENAI_API_KEY"),
+    "anthropic": Preset("https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", "anthropic"),
     "groq": Preset("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
     "workers-ai": Preset("https://api.cloudflare.com/client/v4/accounts/{account}/ai/v1", "WORKERS_AI_TOKEN"),
     "ollama": Preset("http://127.0.0.1:11434/v1"),
@@ -59,18 +62,23 @@ def local_services(timeouts: Timeouts) -> tuple[tuple[Provider, ...], NamedModel
 def detected_providers(environ: Mapping[str, str]) -> tuple[Provider, ...]:
     """Return the providers that the environment announces, then an Ollama to be served if it answers (`detect`).
 
-    An OPENAI_API_KEY that is one of our own keys is not OpenAI's and is left alone; Workers AI needs its account too.
+    A variable such as OPENAI_API_KEY that holds one of our own keys is left alone: it is a client's. Workers AI needs its account too.
     """
     variables = environ if isinstance(environ, Variables) else Variables(environ)
     found = []
-    names: tuple[Literal["openai", "groq", "workers-ai"], ...] = ("openai", "groq", "workers-ai")
+    names: tuple[Literal["openai", "anthropic", "groq", "workers-ai"], ...] = (
+        "openai",
+        "anthropic",
+        "groq",
+        "workers-ai",
+    )
     for name in names:
         account = variables.get(ACCOUNT_VARIABLE)
         if name == "workers-ai" and not account:
             continue
         key = environment_key(name, variables)
         if key is not None:
-            provider = Provider(id=name, preset=name, api_key=key)
+            provider = Provider(id=name, kind=PRESETS[name].kind, preset=name, api_key=key)
             if name == "workers-ai":
                 provider = replace(provider, account=variables.use(ACCOUNT_VARIABLE))
             found.append(replace(provider, base_url=PRESETS[name].base_url.format(account=account)))
@@ -90,6 +98,7 @@ def environment_key(preset: str, variables: Variables) -> Secret | None:
 def complete(provider: Provider, node: Node, key: str, variables: Variables, problems: Problems) -> Provider:
     """Return a provider of the file with what its preset knows. A key of the environment goes to the preset's own address only."""
     preset = None if provider.preset is None else PRESETS[provider.preset]
+    provider = _of_its_kind(provider, node, preset)
     address = "" if preset is None or provider.base_url else preset.base_url
     for field in ("account", "gateway"):
         if node.child(field) is not None and f"{{{field}}}" not in address:
@@ -111,7 +120,12 @@ def complete(provider: Provider, node: Node, key: str, variables: Variables, pro
     api_key = provider.api_key
     if api_key is None and node.child("api_key") is None and preset.key_variable is not None:
         api_key = environment_key(provider.preset or "", variables)
-        if api_key is None and not any(name.lower() == "authorization" for name in provider.headers):
+        if api_key is None and not any(name.lower() in _CREDENTIALS for name in provider.headers):
             problems.add(node.where, key, f"`api_key` is missing; give it, or set {preset.key_variable}")
     base_url = address.format(account=account, gateway=provider.gateway)
     return replace(provider, base_url=base_url, account=account or None, api_key=api_key)
+
+
+def _of_its_kind(provider: Provider, node: Node, preset: Preset | None) -> Provider:
+    """Return a provider with its preset's kind, unless the file names one."""
+    return provider if preset is None or node.child("kind") is not None else replace(provider, kind=preset.kind)
