@@ -19,6 +19,7 @@ from hortator.api import route as previews
 from hortator.api import shell
 from hortator.api.admin import AdminDoor
 from hortator.api.harpoon import HarpoonDoor, ProviderState, Sources
+from hortator.api.messages import VERSION, MessagesDoor
 from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send, naming
 from hortator.dispatch.balance import Balance
@@ -103,6 +104,7 @@ class App:
         self._health: asyncio.Task[None] | None = None
         self._previews: previews.RouteDoor
         self._harpoon: HarpoonDoor
+        self._messages_door: MessagesDoor
         self._tasks: list[asyncio.Task[None]] = []
         self.reload = Reload(settings, read, self._change)
         self._changed = changed
@@ -147,6 +149,8 @@ class App:
             if self._root_path and path.startswith(self._root_path + "/"):
                 path = scope["path"] = path[len(self._root_path) :]
             if path.startswith("/v1/"):
+                if path.startswith("/v1/m") and _is_messages(path, scope):
+                    return self._messages_door(scope, receive, send, path)
                 return self._door(scope, receive, send, path)
             if self._exposed is not None and (path == "/metrics" or path.startswith("/metrics/")):
                 return self._exposed(scope, receive, send)
@@ -164,6 +168,7 @@ class App:
         rooms.take_over()
         limit = rooms.settings.server.max_body_bytes
         self._door = OpenAIDoor(rooms.gateway, limit)
+        self._messages_door = MessagesDoor(rooms.gateway, limit)
         self._previews = previews.RouteDoor(rooms.gateway, limit)
         sources = Sources(self._provider_states, rooms.prices.cost, rules_by_tier(rooms.gateway.rules))
         self._harpoon = HarpoonDoor(rooms.gateway, sources, limit)
@@ -293,6 +298,13 @@ class App:
         while not self._migrated:
             await asyncio.sleep(MIGRATE_AGAIN_SECONDS)
             await self._migrate()
+
+
+def _is_messages(path: str, scope: Scope) -> bool:
+    """Whether a request is for the messages door: its own addresses, and models when the client speaks its dialect."""
+    if path.startswith("/v1/messages"):
+        return path == "/v1/messages" or path.startswith("/v1/messages/")
+    return path.startswith("/v1/models") and any(name == VERSION for name, _ in scope["headers"])
 
 
 def database(settings: Settings) -> Database:

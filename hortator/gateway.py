@@ -10,7 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from hortator.call import Call, Caller, Decision, Deployment, Outcome
-from hortator.dispatch import RATE_PREFIXES, Dispatch, Stream, Trace, carry_whole
+from hortator.dispatch import RATE_PREFIXES, Dispatch, Stream, Trace, carry_whole, count_tokens
 from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger, Tracer
 from hortator.routing import Catalogue, Preview, Rules, decide, preview, told
@@ -123,6 +123,11 @@ class Gateway:
         if held is not None:
             _tell_limits(held, trace)
         return body
+
+    async def count_tokens(self, caller: Caller, call: Call) -> int | None:
+        """Return the tokens of a request in the messages dialect, None when its provider does not count. Nothing is recorded."""
+        decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
+        return await count_tokens(self._dispatch, call, decision, call.started + self._total)
 
     async def stream(self, caller: Caller, call: Call, trace: Trace) -> StreamedAnswer:
         """Walk a call whose answer is streamed; return when its status is known or the wait for it is over."""

@@ -106,6 +106,7 @@ def document(upstream: Upstream, ports: BadPorts, port: int, changes: dict[str, 
             provider("one", upstream.base_url("one"), "${ONE_KEY}"),
             provider("two", upstream.base_url("two"), "${TWO_KEY}"),
             *(provider(name, address, "${ONE_KEY}") for name, address in addresses.items()),
+            *changes.pop("more_providers", ()),
         ],
         "models": [
             {

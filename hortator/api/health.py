@@ -21,6 +21,10 @@ def router(readiness: Readiness) -> APIRouter:
     """Return the two routes."""
     routes = APIRouter(tags=["probes"])
 
+    @routes.head("/", include_in_schema=False)
+    async def root() -> None:
+        """Some clients look whether anybody is there before they send anything."""
+
     @routes.head("/health", include_in_schema=False)
     @routes.get("/health", operation_id="health")
     async def health() -> dict[str, str]:

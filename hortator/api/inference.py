@@ -52,12 +52,14 @@ class Exchange(NamedTuple):
 
 
 class Manner(NamedTuple):
-    """How a door tells its clients of errors."""
+    """How a door tells its clients of errors, and what it adds to replies."""
 
     body: Callable[[HortatorError, RequestId], bytes]
     event: Callable[[HortatorError, RequestId], bytes]
     """The in-stream event, for a client whose status line has gone out."""
     status: Callable[[HortatorError], int]
+    also: Callable[[problem.Headers, RequestId], problem.Headers] | None = None
+    """What else a reply's headers say, given those it has."""
 
 
 OPENAI = Manner(
@@ -111,7 +113,10 @@ async def answer(
             body = await gateway.complete(caller, call, trace)
         except asyncio.CancelledError as cancelled:
             raise trace.failure(cancelled) from None
-    await respond(exchange, 200, [problem.JSON, *told(call, trace, time.monotonic()), *trace.headers], body)
+    headers = [problem.JSON, *told(call, trace, time.monotonic()), *trace.headers]
+    if manner.also is not None:
+        headers += manner.also(trace.headers, exchange.id)
+    await respond(exchange, 200, headers, body)
 
 
 async def _stream(
@@ -125,7 +130,7 @@ async def _stream(
             raise trace.failure(cancelled) from None
         failure: HortatorError | None = None
         try:
-            await _write(exchange, streamed, call, trace)
+            await _write(exchange, streamed, call, trace, manner)
         except (HortatorError, asyncio.CancelledError) as raised:
             failure = trace.failure(raised)
         except Exception as raised:  # noqa: BLE001 - the outermost edge of a stream, whose status line has gone out
@@ -137,9 +142,11 @@ async def _stream(
         await exchange.send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def _write(exchange: Exchange, streamed: StreamedAnswer, call: Call, trace: Trace) -> None:
+async def _write(exchange: Exchange, streamed: StreamedAnswer, call: Call, trace: Trace, manner: Manner) -> None:
     send, direct = exchange.send, exchange.direct
     headers = [*_EVENT_STREAM, *told(call, trace, time.monotonic()), *trace.headers]
+    if manner.also is not None:
+        headers += manner.also(trace.headers, exchange.id)
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if trace.first_byte_at is None:
         await send({"type": "http.response.body", "body": OPENING, "more_body": True})
@@ -207,4 +214,6 @@ async def _fail(exchange: Exchange, error: HortatorError, trace: Trace, manner: 
     if trace.deployment is not None:
         headers.append((b"x-hortator-attempts", b"%d" % trace.tries))
         headers.append((b"x-hortator-model", header_value(trace.deployment.id)))
+    if manner.also is not None:
+        headers += manner.also(headers, exchange.id)
     await respond(exchange, manner.status(error), headers, manner.body(error, exchange.id))

@@ -23,6 +23,7 @@ from hortator.wire import harpoon
 from hortator.wire.chat import ChatRequest
 from hortator.wire.completions import CompletionRequest
 from hortator.wire.embeddings import EmbeddingsRequest
+from hortator.wire.messages import CountRequest, MessagesRequest
 from hortator.wire.moderations import ModerationRequest
 
 _ERRORS = {
@@ -91,6 +92,7 @@ class _Call(NamedTuple):
     request: type[msgspec.Struct]
     answer: str
     streams: bool
+    error: str = "Error"
 
 
 _CALLS = (
@@ -109,6 +111,24 @@ _CALLS = (
         CompletionRequest,
         "A text completion, or its chunks as server-sent events when `stream` is true",
         True,
+    ),
+    _Call(
+        "/v1/messages",
+        "createMessage",
+        "Answer a conversation, in Anthropic's dialect.",
+        MessagesRequest,
+        "A message, or its events as server-sent events when `stream` is true",
+        True,
+        "MessageError",
+    ),
+    _Call(
+        "/v1/messages/count_tokens",
+        "countMessageTokens",
+        "Count the tokens of a request.",
+        CountRequest,
+        "`input_tokens`",
+        False,
+        "MessageError",
     ),
     _Call("/v1/embeddings", "createEmbedding", "Make vectors of texts.", EmbeddingsRequest, "A list of vectors", False),
     _Call("/v1/moderations", "createModeration", "Judge a text.", ModerationRequest, "The results", False),
@@ -150,6 +170,19 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
             }
         },
     }
+    schemas["MessageError"] = {
+        "type": "object",
+        "required": ["type", "error", "request_id"],
+        "properties": {
+            "type": {"const": "error"},
+            "error": {
+                "type": "object",
+                "required": ["type", "message", "code"],
+                "properties": {name: {"type": "string"} for name in ("type", "message", "code", "param")},
+            },
+            "request_id": {"type": "string"},
+        },
+    }
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     listing = {
         "description": "Models this key may use",
@@ -160,7 +193,7 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         if call.streams:
             content["text/event-stream"] = {"schema": {"type": "string"}}
         answer = {"description": call.answer, "content": content}
-        operation = _operation(call.name, call.summary, answer, tuple(_ERRORS))
+        operation = _operation(call.name, call.summary, answer, tuple(_ERRORS), call.error)
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": shape}}}
         document["paths"][call.path] = {"post": operation}
     one = _operation("retrieveModel", "Describe one model; ids contain slashes.", listing, ("401", "404"))
@@ -205,8 +238,10 @@ def _harpoon() -> dict[str, Any]:
     return paths
 
 
-def _operation(name: str, summary: str, answer: dict[str, Any], errors: tuple[str, ...]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+def _operation(
+    name: str, summary: str, answer: dict[str, Any], errors: tuple[str, ...], shape: str = "Error"
+) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
     return {
         "operationId": name,
         "summary": summary,

@@ -58,7 +58,7 @@ class AnthropicProvider:
         self.id = id
         self._upstream = upstream
         self._timeouts = timeouts
-        self._origin = Origin.of(base_url)
+        self._origin = Origin.of(base_url, id)
         values = [*([api_key] if api_key is not None else []), *(headers or {}).values()]
         self._secrets = tuple(secret.reveal() for secret in values if len(secret.reveal()) >= 4)
         pairs = [(b"user-agent", f"hortator/{__version__}".encode())]
@@ -70,6 +70,11 @@ class AnthropicProvider:
         self._messages_head = request_head(self._origin, "POST", f"{base}/messages", posted)
         self._count_head = request_head(self._origin, "POST", f"{base}/messages/count_tokens", posted)
         self._models_head = request_head(self._origin, "GET", f"{base}/models?limit={_PAGE}", [*pairs, VERSION])
+
+    @property
+    def origin(self) -> Origin:
+        """Where its server is."""
+        return self._origin
 
     def send(self, call: Call, deployment: Deployment, deadline: float) -> Awaitable[Reply]:
         """Send a message. Raises UpstreamError when awaited; an error status is a reply."""

@@ -21,9 +21,11 @@ from hortator.wire.messages_reply import MessageUsage, reply_from_chat, reply_to
 from hortator.wire.messages_to_chat import to_chat, to_plain_chat
 
 __all__ = [
+    "estimate_tokens",
     "from_chat",
     "parse",
     "parse_count",
+    "read_count",
     "read_whole",
     "reply_from_chat",
     "reply_to_chat",
@@ -32,20 +34,20 @@ __all__ = [
 ]
 
 
-class Block(Struct):
+class ContentBlock(Struct):
     """One block of a message's content. Only its type is checked here: text, image, document, tool_use, tool_result, ..."""
 
     type: str
 
 
-class Message(Struct):
+class Turn(Struct):
     """One turn. Roles are not closed: user, assistant, system today."""
 
     role: str
-    content: str | list[Block]
+    content: str | list[ContentBlock]
 
 
-class Tool(Struct):
+class ClientTool(Struct):
     """A tool; those without a type, or of type `custom`, carry their own schema."""
 
     name: str | None = None
@@ -85,9 +87,9 @@ class CountRequest(Struct):
     """What counting tokens needs; the same fields as a message without its answer."""
 
     model: Annotated[str, Meta(min_length=1, max_length=512)]
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    system: str | list[Block] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[list[Turn], Meta(min_length=1)]
+    system: str | list[ContentBlock] | None = None
+    tools: list[ClientTool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -121,7 +123,17 @@ class _Whole(Struct):
     error: Any = None
 
 
+class _Count(Struct):
+    """What a provider says when it counts."""
+
+    input_tokens: int
+
+
+_COUNTED = ("system", "messages", "tools")
+_CHARACTERS_A_TOKEN = 4
+_ATTACHMENT_TOKENS = 1500
 _message = msgspec.json.Decoder(MessagesRequest)
+_counted = msgspec.json.Decoder(_Count)
 _count = msgspec.json.Decoder(CountRequest)
 _whole = msgspec.json.Decoder(_Whole)
 
@@ -156,3 +168,30 @@ def read_whole(body: bytes) -> WholeReply:
         raise InvalidReply("The provider's reply is not a message.")
     usage: WireUsage | None = None if reply.usage is None else wire_usage(reply.usage)
     return WholeReply(choices=[], model=reply.model, usage=usage)
+
+
+def read_count(body: bytes) -> int | None:
+    """Return the tokens that a provider counted, None when it says something else."""
+    try:
+        return _counted.decode(body).input_tokens
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def estimate_tokens(body: Object) -> int:
+    """Estimate a request's tokens, for providers that do not count: four characters a token, and a fixed number an image or file."""
+    characters, attachments = 0, 0
+    waiting: list[Any] = [msgspec.json.decode(body[name]) for name in _COUNTED if name in body]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            characters += len(value)
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            if value.get("type") in ("base64", "url", "file") and value.keys() & {"data", "url", "file_id"}:
+                attachments += 1
+                continue
+            waiting += value.values()
+            characters += sum(map(len, value))
+    return max(1, -(-characters // _CHARACTERS_A_TOKEN) + attachments * _ATTACHMENT_TOKENS)

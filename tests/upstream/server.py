@@ -2,7 +2,7 @@
 
 Every request is recorded before its script is played; a watcher notices when the client hangs up meanwhile. Tests plan,
 wait and release through `POST /_control/...` (see `Control`), so no test ever sleeps. A request is known by its *mark*: the
-`user` field of its body. The first segment of its path is the *provider* that it was sent to, so one process plays any
+`user` field of its body, or `metadata.user_id` in Anthropic's dialect. The first segment of its path is the *provider* that it was sent to, so one process plays any
 number of providers.
 """
 
@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tests.upstream.messages import COUNT, MESSAGE_MODELS, MESSAGES
 from tests.upstream.scenarios import MODEL_LIST, SCENARIOS, Request
 from tests.upstream.script import Script, dump, error_body, reply
 
@@ -73,6 +74,8 @@ class Plans:
             count = sum(one.mark == exchange.mark and one.provider == exchange.provider for one in self.seen)
             planned = names[min(count, len(names)) - 1]
         exchange.scenario = planned
+        if exchange.target.partition("?")[0].endswith("/messages") and planned in MESSAGES:
+            return MESSAGES[planned](request.stream)
         scenario = SCENARIOS.get(planned)
         if scenario is None:
             return reply(404, error_body(f"no scenario {planned!r}", "model_not_found", "invalid_request_error"))
@@ -289,7 +292,7 @@ class Upstream:
             body = {}
         exchange = Exchange(
             number=self.plans.total,
-            mark=str(body.get("user", "")),
+            mark=str(body.get("user") or (body.get("metadata") or {}).get("user_id") or ""),
             provider=provider,
             method=message.method,
             target=message.target,
@@ -300,4 +303,8 @@ class Upstream:
         self.plans.seen.append(exchange)
         if message.target.endswith("/models"):
             return exchange, reply(200, MODEL_LIST)
+        if message.target.endswith("/models?limit=1000"):
+            return exchange, reply(200, MESSAGE_MODELS)
+        if message.target.endswith("/messages/count_tokens"):
+            return exchange, reply(200, dump(COUNT))
         return exchange, self.plans.script(exchange, Request(body, dict(message.headers)))
