@@ -11,7 +11,14 @@ from hortator.settings import PRESETS, known_variables, load
 from scripts import configuration_page
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIABLES = ("OPENAI_API_KEY", "GROQ_API_KEY", "CLOUDFLARE_ACCOUNT_ID", "WORKERS_AI_TOKEN", "CF_AIG_TOKEN")
+VARIABLES = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "GROQ_API_KEY",
+    "CLOUDFLARE_ACCOUNT_ID",
+    "WORKERS_AI_TOKEN",
+    "CF_AIG_TOKEN",
+)
 
 
 def test_the_page_is_what_the_settings_say() -> None:
