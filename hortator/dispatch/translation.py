@@ -11,6 +11,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from hortator.call import Call, Deployment
+from hortator.errors import InvalidReply, InvalidRequest
 from hortator.providers.base import Provider
 from hortator.wire import dialects
 from hortator.wire.chat_stream import ChatStream
@@ -25,7 +26,10 @@ def said(call: Call, provider: Provider, deployment: Deployment) -> Call:
         return call
     spoken = dialects.spoken(call.operation, provider.dialects)
     body = {**call.body, "model": Raw(msgspec.json.encode(deployment.model))}
-    body = dialects.request(call.operation, spoken, body, extensions=provider.extensions)
+    try:
+        body = dialects.request(call.operation, spoken, body, extensions=provider.extensions)
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", code="too_deep") from None
     # A usage chunk is what the translation is made of, whether or not the client wants one.
     return replace(call, operation=spoken, body=body, wants_usage=False)
 
@@ -43,9 +47,12 @@ def checked(sent: Call, body: bytes) -> dialects.Whole:
 
 
 def answered(call: Call, sent: Call, body: bytes) -> bytes:
-    """Return a checked reply in the client's dialect."""
+    """Return a checked reply in the client's dialect. Raises InvalidReply."""
     if call is not sent:
-        return dialects.reply(call.operation, sent.operation, body, _asked(call))
+        try:
+            return dialects.reply(call.operation, sent.operation, body, _asked(call))
+        except RecursionError:
+            raise InvalidReply("The provider's reply is nested too deeply.") from None
     mend = dialects.FORMS[call.operation].mend_whole
     return body if mend is None else mend(body, call.body)
 

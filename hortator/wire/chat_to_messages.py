@@ -39,6 +39,7 @@ _REFUSED = frozenset(
     {"audio", "function_call", "functions", "logit_bias", "moderation", "seed", "top_logprobs", "web_search_options"}
 )
 _EFFORTS = {"minimal": "low"}
+_CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh": 24_576, "max": 32_000}
 _LEAST_BUDGET = 1024
 
@@ -113,6 +114,50 @@ class Turn(Struct):
     cache_control: Any = None
 
 
+class Named(Struct, frozen=True):
+    """A function by its name."""
+
+    name: str = ""
+
+
+class AllowedTool(Struct):
+    """A tool of `allowed_tools`."""
+
+    function: Named | None = None
+    name: str | None = None
+
+
+class AllowedTools(Struct, frozen=True):
+    """Which of the tools may be called."""
+
+    mode: str = "auto"
+    tools: list[AllowedTool] = []
+
+
+class ToolChoice(Struct):
+    """A tool choice that is more than a word."""
+
+    type: str
+    function: Named = Named()
+    allowed_tools: AllowedTools = AllowedTools()
+
+
+class JsonSchema(Struct):
+    """The schema that an answer is to have."""
+
+    schema: Raw = Raw(b"null")
+
+
+class ResponseFormat(Struct):
+    """The form that an answer is to have."""
+
+    type: str = "text"
+    json_schema: JsonSchema | None = None
+
+
+_choice = msgspec.json.Decoder(str | ToolChoice | None)
+_format = msgspec.json.Decoder(ResponseFormat)
+_config = msgspec.json.Decoder(dict[str, Raw])
 _turns = msgspec.json.Decoder(list[Turn])
 _tools = msgspec.json.Decoder(list[Tool])
 
@@ -345,22 +390,20 @@ def _tools_of(sent: Object, value: Raw) -> None:
 
 def _tool_choice(sent: Object, body: Object) -> None:
     """Say which tools may or must be called. `allowed_tools` becomes a shorter list."""
-    choice = _decode(body["tool_choice"]) if _given(body, "tool_choice") else None
+    choice = _read(_choice, body["tool_choice"], "tool_choice") if _given(body, "tool_choice") else None
     parallel = not _given(body, "parallel_tool_calls") or _decode(body["parallel_tool_calls"])
     if "tools" not in sent:
         return
-    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        allowed = choice.get("allowed_tools") or {}
-        names = {(one.get("function") or one).get("name") for one in allowed.get("tools") or ()}
+    if isinstance(choice, ToolChoice) and choice.type == "allowed_tools":
+        names = {(one.function.name if one.function else one.name) for one in choice.allowed_tools.tools}
         tools = _decode(sent["tools"], type=list[dict[str, Raw]])
         sent["tools"] = Raw(_encode([tool for tool in tools if _decode(tool["name"]) in names]))
-        choice = allowed.get("mode")
-    words = {"auto": {"type": "auto"}, "required": {"type": "any"}, "none": {"type": "none"}}
+        choice = choice.allowed_tools.mode
     told: dict[str, Any] | None = None
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        told = {"type": "tool", "name": (choice.get("function") or {}).get("name")}
-    elif isinstance(choice, str) and choice in words:
-        told = words[choice]
+    if isinstance(choice, ToolChoice) and choice.type == "function":
+        told = {"type": "tool", "name": choice.function.name}
+    elif isinstance(choice, str) and choice in _CHOICES:
+        told = {"type": _CHOICES[choice]}
     elif choice is not None:
         raise _unsupported("tool_choice")
     if not parallel and (told or {}).get("type") != "none":
@@ -371,26 +414,27 @@ def _tool_choice(sent: Object, body: Object) -> None:
 
 def _response_format(sent: Object, value: Raw) -> None:
     """Say the form of the answer; the dialect knows schemas, but no JSON without one."""
-    form = _decode(value, type=dict[str, Raw])
-    kind = _decode(form.get("type", Raw(b"null")))
-    if kind == "text":
+    form = _read(_format, value, "response_format")
+    if form.type == "text":
         return
-    if kind != "json_schema" or not _given(form, "json_schema"):
+    if form.type != "json_schema" or form.json_schema is None or bytes(form.json_schema.schema) == _NULL:
         raise _unsupported(
             "response_format", "This model's provider takes only 'json_schema' with a schema, or 'text'."
         )
-    schema = _decode(form["json_schema"], type=dict[str, Raw]).get("schema")
-    if schema is None:
-        raise _unsupported("response_format.json_schema.schema", "This model's provider needs a schema.")
-    config: dict[str, Any] = _decode(sent["output_config"], type=dict[str, Raw]) if "output_config" in sent else {}
-    config["format"] = {"type": "json_schema", "schema": schema}
+    config: dict[str, Any] = _output_config(sent)
+    config["format"] = {"type": "json_schema", "schema": form.json_schema.schema}
     sent["output_config"] = Raw(_encode(config))
+
+
+def _output_config(sent: Object) -> dict[str, Raw]:
+    config: dict[str, Raw] = _read(_config, sent.get("output_config", Raw(b"{}")), "output_config")
+    return config
 
 
 def _thinking(sent: Object, body: Object) -> None:
     """Say how hard to think, in the words of the model; the provider's own `thinking` or effort in the request goes first."""
     effort = _decode(body["reasoning_effort"]) if _given(body, "reasoning_effort") else None
-    config = _decode(sent["output_config"], type=dict[str, Raw]) if "output_config" in sent else {}
+    config = _output_config(sent)
     if effort is None or "thinking" in sent or "effort" in config:
         return
     named = "max_tokens" in body or "max_completion_tokens" in body

@@ -93,7 +93,10 @@ class Encoder(Protocol):
     """Says chat chunks in another dialect."""
 
     def feed(self, payloads: list[bytes]) -> bytes:
-        """Return the client's bytes for chat chunks that `ChatStream` has checked and mended; usage chunks are among them."""
+        """Return the client's bytes for chat chunks that `ChatStream` has checked and mended; usage chunks are among them.
+
+        Raises InvalidReply for what it cannot say.
+        """
         ...
 
     def end(self) -> bytes:
@@ -248,14 +251,14 @@ class Translated:
 
     def feed(self, payloads: list[bytes]) -> bytes:
         """As `Reader.feed`."""
-        if self._decoder is not None:
-            try:
-                payloads = self._decoder.feed(payloads)
-            except InvalidReply as failure:
-                self.failure = failure
-                return b""
         rules = self._chat
-        out = rules.feed(payloads) if self._encoder is None else self._encoder.feed(rules.payloads(payloads))
+        try:
+            if self._decoder is not None:
+                payloads = self._decoder.feed(payloads)
+            out = rules.feed(payloads) if self._encoder is None else self._encoder.feed(rules.payloads(payloads))
+        except InvalidReply as failure:
+            self.failure = failure
+            return b""
         self.failure = rules.failure
         return out
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from hortator.errors import HortatorError
+from hortator.errors import HortatorError, InvalidReply
 from hortator.wire.chat import WireUsage
 from hortator.wire.messages_error import error_event
 from hortator.wire.messages_reply import message_usage, refusal_details, stopped
@@ -139,10 +139,13 @@ class MessagesFromChat:
         self._usage: WireUsage | None = None
 
     def feed(self, payloads: list[bytes]) -> bytes:
-        """Return the events for these chunks."""
+        """Return the events for these chunks. Raises InvalidReply."""
         out: list[bytes] = []
         for payload in payloads:
-            chunk = _chunk.decode(payload)
+            try:
+                chunk = _chunk.decode(payload)
+            except (msgspec.DecodeError, RecursionError):
+                raise InvalidReply("The provider sent a chunk that cannot be told as a message.") from None
             if not self._started:
                 self._start(chunk, out)
             if chunk.usage is not None:

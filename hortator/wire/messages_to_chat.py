@@ -212,13 +212,13 @@ class _Translation:
         message["content"] = content
         return self._marked(message, block)
 
-    def _parts(self, where: str, block: Block) -> list[dict[str, Any]]:
+    def _parts(self, where: str, block: Block, *, documents: bool = True) -> list[dict[str, Any]]:
         """Return the parts for a block of the user's: text, an image, a document."""
         if block.type == "text":
             return [self._marked({"type": "text", "text": block.text}, block)]
         if block.type == "image":
             return [self._marked({"type": "image_url", "image_url": {"url": _url(where, block.source)}}, block)]
-        if block.type == "document":
+        if block.type == "document" and documents:
             return self._document(where, block)
         raise unsupported(where, f"Blocks of type '{block.type[:60]}' are not supported by this model's provider.")
 
@@ -231,10 +231,11 @@ class _Translation:
             head = f"{block.title}\n\n" if block.title else ""
             return [self._marked({"type": "text", "text": f"{head}{source.get('data', '')}"}, block)]
         if kind == "content":
-            inner = source.get("content") or ""
+            inner = _read(_system, Raw(_encode(source.get("content", ""))), f"{where}.source.content")
             if isinstance(inner, str):
                 return [{"type": "text", "text": inner}]
-            return [part for one in inner for part in self._parts(where, msgspec.convert(one, Block))]
+            blocks = [_read(_block, raw, f"{where}.source.content") for raw in inner]
+            return [part for one in blocks for part in self._parts(where, one, documents=False)]
         if kind == "base64":
             url = f"data:{source.get('media_type')};base64,{source.get('data')}"
             file = {"filename": block.title or "document.pdf", "file_data": url}

@@ -301,6 +301,19 @@ def test_somebody_answers_at_the_root(house: Gateway) -> None:
     assert house.door.call("HEAD", "/", authorization=None).status == 200
 
 
+@pytest.mark.parametrize("levels", [*range(900, 1000, 9), 5000])
+def test_no_depth_of_a_body_breaks_the_gateway(house: Gateway, upstream: Upstream, levels: int) -> None:
+    deep: Any = b'{"a":' * levels + b"1" + b"}" * levels
+    mark = upstream.plan("ok").encode()
+    body = b'{"model":"%b","max_tokens":9,"metadata":{"user_id":"%b"},"messages":[{"role":"assistant","content":[' % (
+        MODEL.encode(),
+        mark,
+    )
+    body += b'{"type":"tool_use","id":"t","name":"f","input":%b,"cache_control":%b}]}]}' % (deep, deep)
+    reply = house.door.call("POST", "/v1/messages", body)
+    assert reply.status == 200 or reply.json["error"]["code"] == "too_deep"
+
+
 def test_limits_are_told_in_the_dialects_words(house: Gateway, upstream: Upstream) -> None:
     key = house.new_key("limited", "--limit", "2 requests/hour")
     door = Door(house.port, key)
