@@ -125,8 +125,8 @@ def price_book(settings: Settings, before: Mapping[str, str] | None = None) -> P
 
 
 def price_lists(settings: Settings) -> dict[str, str]:
-    """Return the price list of each provider."""
-    return {provider.id: provider.preset or provider.id for provider in settings.providers}
+    """Return by whose price list each provider goes: its preset's, else its dialect's owner's, else that of its id."""
+    return {p.id: p.preset or (p.kind if p.kind != "openai" else p.id) for p in settings.providers}
 
 
 def facts(book: PriceBook) -> Callable[[str, str], Facts]:

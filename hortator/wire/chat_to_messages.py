@@ -255,10 +255,16 @@ def _turn(where: str, turn: Turn) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _assistant(where: str, turn: Turn) -> list[dict[str, Any]]:
-    """Return an assistant's turn: signed thinking first, as the provider demands, then text, then calls."""
+    """Return an assistant's turn: signed thinking first, as the provider demands, then text, then calls.
+
+    Thinking without a signature is another model's; the provider would refuse it.
+    """
     if turn.function_call is not None:
         raise _unsupported(f"{where}.function_call", "Use 'tool_calls' instead of 'function_call' with this model.")
-    blocks = [{key: value for key, value in block.items() if key != "index"} for block in turn.thinking_blocks or ()]
+    proved = [
+        block for block in turn.thinking_blocks or () if block.get("signature") or block.get("type") != "thinking"
+    ]
+    blocks = [{key: value for key, value in block.items() if key != "index"} for block in proved]
     blocks += _blocks(where, turn)
     if turn.refusal:
         blocks.append({"type": "text", "text": turn.refusal})

@@ -79,11 +79,12 @@ def _later(known: MessageUsage | None, told: MessageUsage | None) -> MessageUsag
 class MessagesStream:
     """The state of one stream that is relayed byte for byte. Not reusable."""
 
-    __slots__ = ("_usage", "committed", "done", "failure", "model", "text_length")
+    __slots__ = ("_counted", "_usage", "committed", "done", "failure", "model", "text_length")
 
     def __init__(self, wants_usage: bool = True) -> None:
         """`wants_usage` is ignored: the dialect always tells it."""
         self._usage: MessageUsage | None = None
+        self._counted = False
         self.committed = False
         """Content has been seen: nothing may be tried elsewhere any more."""
         self.done = False
@@ -101,8 +102,8 @@ class MessagesStream:
 
     @property
     def usage(self) -> WireUsage | None:
-        """What the upstream has told so far, in the pivot's terms."""
-        return None if self._usage is None else wire_usage(self._usage)
+        """The upstream's total, in the pivot's terms; None before it: `message_start` cannot know the output."""
+        return wire_usage(self._usage) if self._usage is not None and self._counted else None
 
     def feed(self, payloads: list[bytes]) -> bytes:
         """Return the same events; a bad one sets `failure`, and what came before it still counts."""
@@ -143,6 +144,7 @@ class MessagesStream:
             self._usage = event.message.usage
         elif kind == "message_delta":
             self.committed = True
+            self._counted = self._counted or event.usage is not None
             self._usage = _later(self._usage, event.usage)
         elif kind == "message_stop":
             self.committed = self.done = True

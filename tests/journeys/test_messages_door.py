@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import anthropic
@@ -13,7 +14,7 @@ import pytest
 from anthropic.types import MessageParam, ToolParam
 
 from tests.door import Door
-from tests.gateway import MODEL, Gateway, running_gateway
+from tests.gateway import MODEL, Gateway, eventually, running_gateway
 from tests.upstream.messages import CALLS, MESSAGE_MODEL, SIGNATURE
 from tests.upstream.process import Upstream
 from tests.upstream.script import TEXT
@@ -37,7 +38,19 @@ def house(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Itera
         "api_key": "${ONE_KEY}",
         "models": [MESSAGE_MODEL, "claude-sonnet-5"],
     }
-    with running_gateway(tmp_path_factory.mktemp("messages"), upstream, more_providers=[provider]) as running:
+    unlisted = {**provider, "id": "claude", "base_url": upstream.base_url("claude")}
+    del unlisted["models"]
+    places = [
+        {"provider": name, "model": MESSAGE_MODEL if name == "anthropic" else "scripted"}
+        for name in ("anthropic", "one")
+    ]
+    models = [
+        {"id": "claude-first", "strategy": "ordered", "deployments": places},
+        {"id": "claude-last", "strategy": "ordered", "deployments": places[::-1]},
+    ]
+    with running_gateway(
+        tmp_path_factory.mktemp("messages"), upstream, more_providers=[provider, unlisted], models=models
+    ) as running:
         yield running
 
 
@@ -314,6 +327,32 @@ def test_no_depth_of_a_body_breaks_the_gateway(house: Gateway, upstream: Upstrea
     assert reply.status == 200 or reply.json["error"]["code"] == "too_deep"
 
 
+def test_a_request_that_one_provider_cannot_be_told_goes_to_one_that_can(
+    house: Gateway, chat_client: openai.OpenAI, upstream: Upstream
+) -> None:
+    answer = chat_client.chat.completions.with_raw_response.create(
+        model="claude-first", messages=[{"role": "user", "content": "Salve!"}], user=upstream.plan("ok"), seed=7
+    )
+    assert answer.headers["x-hortator-model"] == MODEL
+    document = ASK | {"model": "claude-last", "metadata": {"user_id": upstream.plan("ok")}, "inference_geo": "eu"}
+    assert post(house, document).header("x-hortator-model") == NATIVE
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_of_one_dialects_provider_is_answered_by_the_others(
+    house: Gateway, upstream: Upstream, stream: bool
+) -> None:
+    mark = upstream.plan(anthropic="status_529", one="ok")
+    reply = post(house, ASK | {"model": "claude-first", "metadata": {"user_id": mark}, "stream": stream})
+    assert (reply.status, reply.header("x-hortator-model"), reply.header("x-hortator-attempts")) == (200, MODEL, "2")
+
+
+def test_the_models_that_a_provider_lists_are_served(house: Gateway, chat_client: openai.OpenAI) -> None:
+    listed = f"claude/{MESSAGE_MODEL}"
+    assert eventually(lambda: listed in [model.id for model in chat_client.models.list()], listed)
+    assert house.door.call("GET", "/ready").json["providers"]["claude"] == {"state": "up", "code": None, "models": 1}
+
+
 def test_limits_are_told_in_the_dialects_words(house: Gateway, upstream: Upstream) -> None:
     key = house.new_key("limited", "--limit", "2 requests/hour")
     door = Door(house.port, key)
@@ -340,6 +379,13 @@ def test_a_translated_call_is_recorded_with_its_usage(house: Gateway, upstream: 
         40,
         64,
     )
+
+
+def test_a_provider_of_the_kind_has_anthropics_prices_whatever_its_id(house: Gateway, upstream: Upstream) -> None:
+    document = ASK | {"model": "claude/claude-haiku-4-5", "metadata": {"user_id": upstream.plan("ok")}}
+    row = house.row(post(house, document).header("x-request-id"))
+    # 20 new, 64 cached and 16 written tokens of input and 40 of output, at 1, 0.10, 1.25 and 5 dollars a million.
+    assert int(row["cost"]) * Decimal("1e-10") == Decimal("0.0002464")
 
 
 def chat(client: openai.OpenAI, mark: str, **more: Any) -> Any:

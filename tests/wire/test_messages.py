@@ -379,6 +379,12 @@ def test_allowed_tools_become_a_shorter_list() -> None:
     assert said["tool_choice"] == {"type": "any"}
 
 
+def test_thinking_of_another_model_is_not_told_to_claude() -> None:
+    thoughts = [{"type": "thinking", "thinking": "Hm", "signature": ""}]
+    turn = {"role": "assistant", "content": "x", "thinking_blocks": thoughts, "reasoning_content": "Hm"}
+    assert said_in_messages(chat_ask(messages=[turn]))["messages"] == [{"role": "assistant", "content": "x"}]
+
+
 def test_arguments_that_are_no_json_are_told_and_not_dropped() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": '}}
     said = said_in_messages(chat_ask(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}]))

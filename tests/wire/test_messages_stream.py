@@ -213,6 +213,12 @@ def test_a_native_stream_is_read_on_its_way() -> None:
     assert reader.usage.prompt_tokens_details.cache_write_tokens == 16
 
 
+def test_a_stream_that_breaks_off_has_no_usage_as_its_start_cannot_know_the_output() -> None:
+    reader = MessagesStream()
+    reader.feed([payload(one) for one in events(message([{"type": "text", "text": "Ave"}]))[:-2]])
+    assert (reader.usage, reader.text_length) == (None, 3)
+
+
 def test_a_start_alone_commits_nothing() -> None:
     reader = MessagesStream()
     reader.feed([payload(one) for one in events(message([{"type": "text", "text": "x"}]))[:3]])
