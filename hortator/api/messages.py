@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from hortator.api import problem
-from hortator.api.inference import Exchange, Manner, allow, answer, resend, respond, serve
+from hortator.api.inference import Exchange, Manner, allow, answer, may, resend, respond, serve
 from hortator.api.reading import Receive, Scope, Send, bearer, expect_json, read_body
 from hortator.call import Call, Caller, ModelId, RequestId
 from hortator.dispatch import Trace
@@ -142,7 +142,8 @@ class MessagesDoor:
             received_at=time.time(),
             session=headers.get(b"x-hortator-session"),
             forwarded=tuple((name, headers[name]) for name in _FORWARDED if name in headers),
-            resend=resend(headers),
+            resend=resend(headers, parsed.body),
+            fallback=may(parsed.body, "hortator_fallback"),
         )
 
     async def _tell(self, exchange: Exchange, document: Any) -> None:

@@ -44,10 +44,12 @@ def error_type(status: int, code: str) -> str:
 
 
 def error_body(error: HortatorError, request_id: str) -> bytes:
-    """Return the error object. `code` and `param` are ours, beside the dialect's own fields."""
+    """Return the error object. `code`, `param` and `attempts` are ours, beside the dialect's own fields."""
     told: dict[str, Any] = {"type": error_type(error.status, error.code), "message": error.message, "code": error.code}
     if error.param is not None:
         told["param"] = error.param
+    if error.attempts:
+        told["attempts"] = [{"model": model, "status": status, "code": code} for model, status, code in error.attempts]
     return msgspec.json.encode({"type": "error", "error": told, "request_id": request_id})
 
 

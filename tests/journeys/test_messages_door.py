@@ -347,6 +347,21 @@ def test_a_failure_of_one_dialects_provider_is_answered_by_the_others(
     assert (reply.status, reply.header("x-hortator-model"), reply.header("x-hortator-attempts")) == (200, MODEL, "2")
 
 
+def test_when_all_fail_the_attempts_are_told(house: Gateway, upstream: Upstream) -> None:
+    mark = upstream.plan(anthropic="status_529", one="status_500")
+    error = post(house, ASK | {"model": "claude-first", "metadata": {"user_id": mark}}).json["error"]
+    assert (error["type"], error["code"]) == ("api_error", "all_deployments_failed")
+    assert [(one["model"], one["status"]) for one in error["attempts"]] == [(NATIVE, 529), (MODEL, 500)]
+
+
+def test_the_gateways_own_switches_work_here_too(house: Gateway, upstream: Upstream) -> None:
+    mark = upstream.plan(anthropic="status_529", one="ok")
+    document = ASK | {"model": "claude-first", "metadata": {"user_id": mark}, "hortator_retry": False}
+    assert post(house, document).status == 529
+    [seen] = upstream.wait(mark)
+    assert "hortator_retry" not in seen.json
+
+
 def test_the_models_that_a_provider_lists_are_served(house: Gateway, chat_client: openai.OpenAI) -> None:
     listed = f"claude/{MESSAGE_MODEL}"
     assert eventually(lambda: listed in [model.id for model in chat_client.models.list()], listed)
