@@ -6,6 +6,7 @@ errors and limits in their words. Of the rooms it knows only the list of models.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable
@@ -18,7 +19,7 @@ import msgspec
 
 from hortator.api import problem
 from hortator.api.inference import Exchange, Manner, allow, answer, may, resend, respond, serve
-from hortator.api.reading import Receive, Scope, Send, bearer, expect_json, read_body
+from hortator.api.reading import HangUp, Receive, Scope, Send, bearer, expect_json, read_body
 from hortator.call import Call, Caller, ModelId, RequestId
 from hortator.dispatch import Trace
 from hortator.errors import HortatorError, InvalidRequest, NotFound, Unauthenticated, UpstreamRefused
@@ -91,7 +92,7 @@ class MessagesDoor:
 
     async def _other(self, path: str, exchange: Exchange, trace: Trace) -> None:
         if path == "/v1/messages/count_tokens":
-            await self._count(exchange)
+            await self._count(exchange, trace)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
             await self._models(exchange, path[len("/v1/models/") :])
         elif path.startswith("/v1/messages/batches"):
@@ -99,12 +100,16 @@ class MessagesDoor:
         else:
             raise NotFound(f"Unknown request URL: {exchange.method} {path[:200]}.")
 
-    async def _count(self, exchange: Exchange) -> None:
+    async def _count(self, exchange: Exchange, trace: Trace) -> None:
         """Tell how many tokens a request has: the provider's own count, else an estimate."""
         allow(exchange, "POST")
         caller, body = await self._read(exchange)
         call = self._call(exchange, messages.parse_count(body))
-        count = await self._gateway.count_tokens(caller, call)
+        with HangUp(trace.hang_up, exchange.direct, exchange.receive):
+            try:
+                count = await self._gateway.count_tokens(caller, call)
+            except asyncio.CancelledError as cancelled:
+                raise trace.failure(cancelled) from None
         await self._tell(exchange, {"input_tokens": messages.estimate_tokens(call.body) if count is None else count})
 
     async def _models(self, exchange: Exchange, wanted: str) -> None:

@@ -257,6 +257,21 @@ async def test_a_client_that_hangs_up_cancels_the_upstream_call(house: Gateway, 
     await asyncio.to_thread(upstream.wait, mark, "aborted")
 
 
+async def test_a_client_that_hangs_up_while_tokens_are_counted_cancels_that_too(
+    house: Gateway, upstream: Upstream
+) -> None:
+    mark = await asyncio.to_thread(upstream.plan, "hang")
+    base_url = f"http://127.0.0.1:{house.port}"
+    async with anthropic.AsyncAnthropic(api_key=house.key, base_url=base_url, max_retries=0) as client:
+        asked = client.messages.count_tokens(model=NATIVE, messages=HELLO, extra_body={"user": mark})
+        task = asyncio.create_task(asked)
+        await asyncio.to_thread(upstream.wait, mark)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await asyncio.to_thread(upstream.wait, mark, "aborted")
+
+
 @pytest.mark.parametrize("alias", [f"claude-hortator-{MODEL}", f"anthropic/{MODEL}"])
 def test_aliases_name_every_model(house: Gateway, upstream: Upstream, alias: str) -> None:
     reply = post(house, ASK | {"model": alias, "metadata": {"user_id": upstream.plan("ok")}})

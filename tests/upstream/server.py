@@ -305,6 +305,6 @@ class Upstream:
             return exchange, reply(200, MODEL_LIST)
         if message.target.endswith("/models?limit=1000"):
             return exchange, reply(200, MESSAGE_MODELS)
-        if message.target.endswith("/messages/count_tokens"):
+        if message.target.endswith("/messages/count_tokens") and not exchange.mark:
             return exchange, reply(200, dump(COUNT))
         return exchange, self.plans.script(exchange, Request(body, dict(message.headers)))
