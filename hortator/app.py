@@ -15,14 +15,12 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from hortator.api import route as previews
 from hortator.api import shell
 from hortator.api.admin import AdminDoor
-from hortator.api.harpoon import HarpoonDoor, ProviderState, Sources
-from hortator.api.messages import VERSION, MessagesDoor
-from hortator.api.openai import OpenAIDoor
+from hortator.api.harpoon import ProviderState, Sources
 from hortator.api.reading import Receive, Scope, Send, naming
 from hortator.dispatch.balance import Balance
+from hortator.doors import Doors
 from hortator.errors import Unavailable
 from hortator.ledger import Ledger, PriceBook, Tracer
 from hortator.ledger.counts import Counts
@@ -100,11 +98,8 @@ class App:
         self.clients: Callable[[], tuple[int, int]] = lambda: (0, 0)
         """Tells the public listener's open connections and running requests; whoever listens sets it."""
         self._exposed = self.admin(public=True) if settings.admin.expose_on_public else None
-        self._door: OpenAIDoor
+        self._doors: Doors
         self._health: asyncio.Task[None] | None = None
-        self._previews: previews.RouteDoor
-        self._harpoon: HarpoonDoor
-        self._messages_door: MessagesDoor
         self._tasks: list[asyncio.Task[None]] = []
         self.reload = Reload(settings, read, self._change)
         self._changed = changed
@@ -148,16 +143,11 @@ class App:
             path: str = scope["path"]
             if self._root_path and path.startswith(self._root_path + "/"):
                 path = scope["path"] = path[len(self._root_path) :]
-            if path.startswith("/v1/"):
-                if path.startswith("/v1/m") and _is_messages(path, scope):
-                    return self._messages_door(scope, receive, send, path)
-                return self._door(scope, receive, send, path)
+            door = self._doors.at(path, scope)
+            if door is not None:
+                return door(scope, receive, send, path)
             if self._exposed is not None and (path == "/metrics" or path.startswith("/metrics/")):
                 return self._exposed(scope, receive, send)
-            if path == previews.PATH:
-                return self._previews(scope, receive, send)
-            if path.startswith("/api/") and not path.startswith("/api/v1/"):
-                return self._harpoon(scope, receive, send, path)
         return self._shell(scope, receive, naming(scope, send))
 
     def _open(self, rooms: Rooms) -> None:
@@ -166,12 +156,8 @@ class App:
             self._health.cancel()
         self._rooms = rooms
         rooms.take_over()
-        limit = rooms.settings.server.max_body_bytes
-        self._door = OpenAIDoor(rooms.gateway, limit)
-        self._messages_door = MessagesDoor(rooms.gateway, limit)
-        self._previews = previews.RouteDoor(rooms.gateway, limit)
         sources = Sources(self._provider_states, rooms.prices.cost, rules_by_tier(rooms.gateway.rules))
-        self._harpoon = HarpoonDoor(rooms.gateway, sources, limit)
+        self._doors = Doors(rooms.gateway, rooms.settings.server.max_body_bytes, sources)
         self._health = asyncio.create_task(rooms.health.run(), name="health")
 
     async def _change(self, wanted: Settings) -> tuple[str, ...]:
@@ -298,13 +284,6 @@ class App:
         while not self._migrated:
             await asyncio.sleep(MIGRATE_AGAIN_SECONDS)
             await self._migrate()
-
-
-def _is_messages(path: str, scope: Scope) -> bool:
-    """Whether a request is for the messages door: its own addresses, and models when the client speaks its dialect."""
-    if path.startswith("/v1/messages"):
-        return path == "/v1/messages" or path.startswith("/v1/messages/")
-    return path.startswith("/v1/models") and any(name == VERSION for name, _ in scope["headers"])
 
 
 def database(settings: Settings) -> Database:

@@ -126,7 +126,7 @@ class Gateway:
 
     async def count_tokens(self, caller: Caller, call: Call) -> int | None:
         """Return the tokens of a request in the messages dialect, None when its provider does not count. Nothing is recorded."""
-        decision = decide(call.model, caller.allowed_models, self._catalogue(), self._status_wait_ms)
+        decision = decide(call, caller, self._catalogue(), self._rules)
         return await count_tokens(self._dispatch, call, decision, call.started + self._total)
 
     async def stream(self, caller: Caller, call: Call, trace: Trace) -> StreamedAnswer:

@@ -20,6 +20,7 @@ import msgspec
 from hortator.api import problem
 from hortator.api.inference import Exchange, Manner, allow, answer, may, resend, respond, serve
 from hortator.api.reading import HangUp, Receive, Scope, Send, bearer, expect_json, read_body
+from hortator.api.wishes import take_wish
 from hortator.call import Call, Caller, ModelId, RequestId
 from hortator.dispatch import Trace
 from hortator.errors import HortatorError, InvalidRequest, NotFound, Unauthenticated, UpstreamRefused
@@ -147,6 +148,7 @@ class MessagesDoor:
             received_at=time.time(),
             session=headers.get(b"x-hortator-session"),
             forwarded=tuple((name, headers[name]) for name in _FORWARDED if name in headers),
+            wish=take_wish(headers, parsed.body),
             resend=resend(headers, parsed.body),
             fallback=may(parsed.body, "hortator_fallback"),
         )

@@ -28,7 +28,7 @@ class RouteDoor:
         self._gateway = gateway
         self._max_body_bytes = max_body_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
         """Answer one request."""
         await serve(scope, receive, send, OPENAI, self._preview)
 

@@ -148,41 +148,46 @@ _FLAT_ERROR = {
 """What `/api` says of an error, for Harpoon's clients (C-4)."""
 
 
+_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+"""What `/v1` says of an error."""
+_MESSAGE_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message", "code"],
+            "properties": {name: {"type": "string"} for name in ("type", "message", "code", "param")},
+        },
+        "request_id": {"type": "string"},
+    },
+}
+"""The same in the messages dialect."""
+
+
 def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     """Add the routes that the raw doors serve."""
     kinds = [*(each.request for each in _CALLS), *administration.SCHEMAS, *harpoon.SCHEMAS]
     shapes, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
-    schemas["Error"] = {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type", "param", "code"],
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "param": {"type": ["string", "null"]},
-                    "code": {"type": "string"},
-                },
-            }
-        },
-    }
-    schemas["MessageError"] = {
-        "type": "object",
-        "required": ["type", "error", "request_id"],
-        "properties": {
-            "type": {"const": "error"},
-            "error": {
-                "type": "object",
-                "required": ["type", "message", "code"],
-                "properties": {name: {"type": "string"} for name in ("type", "message", "code", "param")},
-            },
-            "request_id": {"type": "string"},
-        },
-    }
+    schemas |= {"Error": _ERROR, "MessageError": _MESSAGE_ERROR, "FlatError": _FLAT_ERROR}
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     listing = {
         "description": "Models this key may use",
@@ -205,7 +210,6 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         ("400", "401", "403", "404", "408", "413", "415", "503"),
     )
     preview["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes[0]}}}
-    schemas["FlatError"] = _FLAT_ERROR
     document["paths"] |= _harpoon()
     document["paths"] |= {
         "/api/v1/route": {"post": preview},

@@ -81,80 +81,83 @@ def test_a_stream_always_wants_its_usage() -> None:
     assert messages.parse(json.dumps(ask(stream=True)).encode()).wants_usage
 
 
+FULL_REQUEST = ask(
+    system=[{"type": "text", "text": "Be brief.", "cache_control": MARK}],
+    messages=[
+        {"role": "user", "content": [{"type": "text", "text": "See"}, {"type": "image", "source": PIXEL}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "Hm", "signature": "s1"},
+                {"type": "redacted_thinking", "data": "x"},
+                {"type": "text", "text": "I look."},
+                {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": 1.5}},
+                {"type": "tool_use", "id": "toolu_2", "name": "look", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "toolu_1", "content": "gone", "is_error": True},
+                {"type": "tool_result", "tool_use_id": "toolu_2"},
+                {"type": "text", "text": "And?"},
+            ],
+        },
+    ],
+    tools=[{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}, "cache_control": MARK}],
+    tool_choice={"type": "any", "disable_parallel_tool_use": True},
+    stop_sequences=["END"],
+    metadata={"user_id": "u1"},
+    temperature=0.5,
+    top_k=5,
+    stream=True,
+)
+_CALL = {"id": "toolu_1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1.5}'}}
+FULL_REQUEST_IN_CHAT: dict[str, Any] = {
+    "model": "claude-x",
+    "messages": [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief.", "cache_control": MARK}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "See"},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "tool_calls": [_CALL, {**_CALL, "id": "toolu_2", "function": {"name": "look", "arguments": "{}"}}],
+            "reasoning_content": "Hm",
+            "thinking_blocks": [
+                {"type": "thinking", "thinking": "Hm", "signature": "s1"},
+                {"type": "redacted_thinking", "data": "x"},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "toolu_1", "content": "gone", "is_error": True},
+        {"role": "tool", "tool_call_id": "toolu_2", "content": ""},
+        {"role": "user", "content": "And?"},
+    ],
+    "max_tokens": 100,
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}},
+            "cache_control": MARK,
+        }
+    ],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    "stop": ["END"],
+    "user": "u1",
+    "temperature": 0.5,
+    "top_k": 5,
+    "stream": True,
+}
+
+
 def test_a_full_request_is_said_in_chat() -> None:
-    document = ask(
-        system=[{"type": "text", "text": "Be brief.", "cache_control": MARK}],
-        messages=[
-            {"role": "user", "content": [{"type": "text", "text": "See"}, {"type": "image", "source": PIXEL}]},
-            {
-                "role": "assistant",
-                "content": [
-                    {"type": "thinking", "thinking": "Hm", "signature": "s1"},
-                    {"type": "redacted_thinking", "data": "x"},
-                    {"type": "text", "text": "I look."},
-                    {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": 1.5}},
-                    {"type": "tool_use", "id": "toolu_2", "name": "look", "input": {}},
-                ],
-            },
-            {
-                "role": "user",
-                "content": [
-                    {"type": "tool_result", "tool_use_id": "toolu_1", "content": "gone", "is_error": True},
-                    {"type": "tool_result", "tool_use_id": "toolu_2"},
-                    {"type": "text", "text": "And?"},
-                ],
-            },
-        ],
-        tools=[{"name": "look", "description": "Looks.", "input_schema": {"type": "object"}, "cache_control": MARK}],
-        tool_choice={"type": "any", "disable_parallel_tool_use": True},
-        stop_sequences=["END"],
-        metadata={"user_id": "u1"},
-        temperature=0.5,
-        top_k=5,
-        stream=True,
-    )
-    call = {"id": "toolu_1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1.5}'}}
-    assert said_in_chat(document) == {
-        "model": "claude-x",
-        "messages": [
-            {"role": "system", "content": [{"type": "text", "text": "Be brief.", "cache_control": MARK}]},
-            {
-                "role": "user",
-                "content": [
-                    {"type": "text", "text": "See"},
-                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
-                ],
-            },
-            {
-                "role": "assistant",
-                "content": "I look.",
-                "tool_calls": [call, {**call, "id": "toolu_2", "function": {"name": "look", "arguments": "{}"}}],
-                "reasoning_content": "Hm",
-                "thinking_blocks": [
-                    {"type": "thinking", "thinking": "Hm", "signature": "s1"},
-                    {"type": "redacted_thinking", "data": "x"},
-                ],
-            },
-            {"role": "tool", "tool_call_id": "toolu_1", "content": "gone", "is_error": True},
-            {"role": "tool", "tool_call_id": "toolu_2", "content": ""},
-            {"role": "user", "content": "And?"},
-        ],
-        "max_tokens": 100,
-        "tools": [
-            {
-                "type": "function",
-                "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}},
-                "cache_control": MARK,
-            }
-        ],
-        "tool_choice": "required",
-        "parallel_tool_calls": False,
-        "stop": ["END"],
-        "user": "u1",
-        "temperature": 0.5,
-        "top_k": 5,
-        "stream": True,
-    }
+    assert said_in_chat(FULL_REQUEST) == FULL_REQUEST_IN_CHAT
 
 
 def test_a_provider_that_refuses_unknown_fields_gets_none() -> None:
@@ -264,67 +267,70 @@ def test_a_schema_for_the_answer_goes_both_ways() -> None:
     assert said_in_messages(chat_ask(response_format=form))["output_config"] == output
 
 
+_CHAT_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+FULL_CHAT_REQUEST = chat_ask(
+    messages=[
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]},
+        {"role": "assistant", "content": "", "tool_calls": [_CHAT_CALL, {**_CHAT_CALL, "id": "functions.f:2"}]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "1"},
+        {"role": "tool", "tool_call_id": "functions.f:2", "content": [{"type": "text", "text": "2"}]},
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": "b"},
+    ],
+    tools=[{"type": "function", "function": {"name": "f", "strict": True}}],
+    tool_choice={"type": "function", "function": {"name": "f"}},
+    parallel_tool_calls=False,
+    stop="END",
+    user="u1",
+    n=1,
+    frequency_penalty=0,
+    seed=None,
+    logit_bias={},
+    stream=True,
+    stream_options={"include_usage": True},
+    top_k=3,
+)
+FULL_CHAT_REQUEST_IN_MESSAGES: dict[str, Any] = {
+    "model": "claude-opus-5",
+    "max_tokens": 8192,
+    "system": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}],
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "a"},
+                {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "tool_use", "id": "call_1", "name": "f", "input": {"a": 1}},
+                {"type": "tool_use", "id": "functions_f_2", "name": "f", "input": {"a": 1}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "call_1", "content": "1"},
+                {"type": "tool_result", "tool_use_id": "functions_f_2", "content": "2"},
+                {"type": "text", "text": "b"},
+            ],
+        },
+    ],
+    "tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}, "strict": True}],
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "stop_sequences": ["END"],
+    "metadata": {"user_id": "u1"},
+    "stream": True,
+    "top_k": 3,
+}
+
+
 def test_a_full_chat_request_is_said_in_messages() -> None:
-    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
-    document = chat_ask(
-        messages=[
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "a"},
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]},
-            {"role": "assistant", "content": "", "tool_calls": [call, {**call, "id": "functions.f:2"}]},
-            {"role": "tool", "tool_call_id": "call_1", "content": "1"},
-            {"role": "tool", "tool_call_id": "functions.f:2", "content": [{"type": "text", "text": "2"}]},
-            {"role": "developer", "content": "Be kind."},
-            {"role": "user", "content": "b"},
-        ],
-        tools=[{"type": "function", "function": {"name": "f", "strict": True}}],
-        tool_choice={"type": "function", "function": {"name": "f"}},
-        parallel_tool_calls=False,
-        stop="END",
-        user="u1",
-        n=1,
-        frequency_penalty=0,
-        seed=None,
-        logit_bias={},
-        stream=True,
-        stream_options={"include_usage": True},
-        top_k=3,
-    )
-    assert said_in_messages(document) == {
-        "model": "claude-opus-5",
-        "max_tokens": 8192,
-        "system": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}],
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "text", "text": "a"},
-                    {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
-                ],
-            },
-            {
-                "role": "assistant",
-                "content": [
-                    {"type": "tool_use", "id": "call_1", "name": "f", "input": {"a": 1}},
-                    {"type": "tool_use", "id": "functions_f_2", "name": "f", "input": {"a": 1}},
-                ],
-            },
-            {
-                "role": "user",
-                "content": [
-                    {"type": "tool_result", "tool_use_id": "call_1", "content": "1"},
-                    {"type": "tool_result", "tool_use_id": "functions_f_2", "content": "2"},
-                    {"type": "text", "text": "b"},
-                ],
-            },
-        ],
-        "tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}, "strict": True}],
-        "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
-        "stop_sequences": ["END"],
-        "metadata": {"user_id": "u1"},
-        "stream": True,
-        "top_k": 3,
-    }
+    assert said_in_messages(FULL_CHAT_REQUEST) == FULL_CHAT_REQUEST_IN_MESSAGES
 
 
 @pytest.mark.parametrize(

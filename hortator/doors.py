@@ -1,0 +1,45 @@
+"""The doors for clients over one generation of rooms, and which of them a path belongs to.
+
+`app.py` makes one for each configuration that takes effect and asks `at` for every request; what no door here takes goes to the shell
+(`api/shell.py`). This is the only list of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from hortator.api import route
+from hortator.api.harpoon import HarpoonDoor, Sources
+from hortator.api.messages import VERSION, MessagesDoor
+from hortator.api.openai import OpenAIDoor
+from hortator.api.reading import Receive, Scope, Send
+from hortator.gateway import Gateway
+
+Door = Callable[[Scope, Receive, Send, str], Awaitable[None]]
+
+
+class Doors:
+    """Raw ASGI doors; each is called with the path below the root path."""
+
+    def __init__(self, gateway: Gateway, max_body_bytes: int, sources: Sources) -> None:
+        self._openai = OpenAIDoor(gateway, max_body_bytes)
+        self._messages = MessagesDoor(gateway, max_body_bytes)
+        self._previews = route.RouteDoor(gateway, max_body_bytes)
+        self._harpoon = HarpoonDoor(gateway, sources, max_body_bytes)
+
+    def at(self, path: str, scope: Scope) -> Door | None:
+        """Return the door of a path, None for the shell's."""
+        if path.startswith("/v1/"):
+            return self._messages if path.startswith("/v1/m") and _is_messages(path, scope) else self._openai
+        if path == route.PATH:
+            return self._previews
+        if path.startswith("/api/") and not path.startswith("/api/v1/"):
+            return self._harpoon
+        return None
+
+
+def _is_messages(path: str, scope: Scope) -> bool:
+    """Whether a request is for the messages door: its own addresses, and models when the client speaks its dialect."""
+    if path.startswith("/v1/messages"):
+        return path == "/v1/messages" or path.startswith("/v1/messages/")
+    return path.startswith("/v1/models") and any(name == VERSION for name, _ in scope["headers"])
