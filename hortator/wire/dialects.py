@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 from hortator.errors import HortatorError, Inapplicable, InvalidReply
-from hortator.wire import chat, completions, embeddings, messages, moderations
+from hortator.wire import chat, completions, embeddings, messages, moderations, responses
 from hortator.wire.body import Object
 from hortator.wire.chat import WireUsage
 from hortator.wire.chat_stream import ChatStream
 from hortator.wire.messages_encoder import MessagesFromChat
 from hortator.wire.messages_stream import ChatFromMessages, MessagesStream
+from hortator.wire.responses_stream import ResponsesFromChat, ResponsesStream
 
 Dialect = Literal["chat", "responses", "messages", "completions", "embeddings", "moderations"]
 
@@ -141,6 +142,10 @@ def _message_id(asked: Asked) -> str:
     return f"msg_{asked.id.removeprefix('req_')}"
 
 
+def _response_id(asked: Asked) -> str:
+    return responses.response_id(asked.id, asked.created)
+
+
 FORMS: dict[Dialect, Form] = {
     "chat": Form(chat.read_whole, reader=ChatStream),
     "completions": Form(completions.read_whole, reader=completions.CompletionStream),
@@ -156,6 +161,13 @@ FORMS: dict[Dialect, Form] = {
         encoder=lambda asked: MessagesFromChat(_message_id(asked), asked.id),
         decoder=lambda asked: ChatFromMessages(asked.created),
         to_plain_chat=messages.to_plain_chat,
+    ),
+    "responses": Form(
+        responses.read_whole,
+        reader=lambda _: ResponsesStream(),
+        to_chat=responses.to_chat,
+        reply_from_chat=lambda body, asked: responses.from_chat(body, asked.body, _response_id(asked), asked.created),
+        encoder=lambda asked: ResponsesFromChat(asked.body, _response_id(asked), asked.created),
     ),
 }
 

@@ -11,16 +11,15 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from hortator.errors import InvalidRequest
-
-Object = dict[str, Raw]
+from hortator.errors import Inapplicable, InvalidRequest
+from hortator.wire.body import Object
 
 NULL = Raw(b"null")
 _QUOTE = 34
 _BRACKET = 91
 
 _objects = msgspec.json.Decoder(list[Object])
-_object = msgspec.json.Decoder(Object)
+_object: msgspec.json.Decoder[Object] = msgspec.json.Decoder(Object)
 _text = msgspec.json.Decoder(str)
 _encode = msgspec.json.encode
 
@@ -95,6 +94,6 @@ def wrong_type(param: str, wanted: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid type for '{param}': it must be {wanted}.", code="invalid_type", param=param)
 
 
-def unsupported(param: str, why: str) -> InvalidRequest:
-    """Return the error for what the other dialect cannot express."""
-    return InvalidRequest(f"'{param}' cannot be served: {why}", code="unsupported_parameter", param=param)
+def unsupported(param: str, why: str) -> Inapplicable:
+    """Return the error for what the other dialect cannot express; a provider that speaks the client's may be able to."""
+    return Inapplicable(f"'{param}' cannot be served: {why}", code="unsupported_parameter", param=param)

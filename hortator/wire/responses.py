@@ -15,7 +15,8 @@ from msgspec import Meta, Raw, Struct
 
 from hortator.errors import InvalidReply, InvalidRequest
 from hortator.wire import chat
-from hortator.wire.chat import ParsedRequest, TokenDetails, WholeReply, WireUsage
+from hortator.wire.body import ParsedRequest, parse_as
+from hortator.wire.chat import TokenDetails, WholeReply, WireUsage
 from hortator.wire.fields import (
     NULL,
     Object,
@@ -32,10 +33,10 @@ from hortator.wire.fields import (
     unsupported,
     wrong_type,
 )
-from hortator.wire.responses_reply import from_chat
+from hortator.wire.responses_reply import from_chat, response_id
 from hortator.wire.responses_tools import Toolbox, put_tools, read_tools
 
-__all__ = ["from_chat", "parse", "parse_for_chat", "read_usage", "read_whole", "to_chat"]
+__all__ = ["from_chat", "parse", "parse_chat", "parse_for_chat", "read_usage", "read_whole", "response_id", "to_chat"]
 
 TRUE = Raw(b"true")
 _ROLES = frozenset(("user", "assistant", "system", "developer"))
@@ -104,7 +105,6 @@ class WholeResponse(Struct):
     error: Any = None
 
 
-_top_level = msgspec.json.Decoder(Object)
 _request = msgspec.json.Decoder(ResponsesRequest)
 _whole = msgspec.json.Decoder(WholeResponse)
 _strings = msgspec.json.Decoder(list[str])
@@ -112,10 +112,23 @@ _strings = msgspec.json.Decoder(list[str])
 
 def parse(body: bytes) -> ParsedRequest:
     """Validate a request body. Raises InvalidRequest with a stable code and the offending field as `param`."""
-    top, request = chat.decode(body, _top_level, _request)
+    top, request = parse_as(body, _request)
     if request.input is None and not (request.previous_response_id or request.prompt):
         raise InvalidRequest("Missing required parameter: 'input'.", code="missing_required_parameter", param="input")
     return ParsedRequest(top, request.model, bool(request.stream), True)
+
+
+def parse_chat(body: bytes) -> ParsedRequest:
+    """Validate a body that came to the chat door: a chat request, or one of this dialect, as Cursor sends. Raises InvalidRequest."""
+    try:
+        return chat.parse(body)
+    except InvalidRequest as error:
+        if error.param != "messages" or error.code != "missing_required_parameter":
+            raise
+        try:
+            return parse_for_chat(body)
+        except InvalidRequest as other:
+            raise (error if other.param == "input" else other) from None
 
 
 def parse_for_chat(body: bytes) -> ParsedRequest:
@@ -123,7 +136,7 @@ def parse_for_chat(body: bytes) -> ParsedRequest:
 
     Its answer is a chat completion, so custom tools stay custom tools. Raises InvalidRequest.
     """
-    top, request = chat.decode(body, _top_level, _request)
+    top, request = parse_as(body, _request)
     options = request.stream_options
     stream = bool(request.stream)
     translated = to_chat(top, custom_tools=True)

@@ -7,6 +7,7 @@ arguments.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -131,7 +132,6 @@ class Frame:
         status: str,
         output: Iterable[object],
         *,
-        completed: float | None = None,
         error: object = None,
         incomplete: str | None = None,
         usage: WireUsage | None = None,
@@ -140,7 +140,6 @@ class Frame:
         tail = _encode(
             {
                 "status": status,
-                "completed_at": completed if status == "completed" else None,
                 "error": error,
                 "incomplete_details": None if incomplete is None else {"reason": incomplete},
                 "output": list(output),
@@ -150,8 +149,8 @@ class Frame:
         return Raw(self._head + b"," + tail[1:])
 
 
-def from_chat(reply: bytes, request: Object, id: str, created: float, completed: float | None = None) -> bytes:
-    """Return a whole chat completion as a response to `request` (this dialect's). Times are Unix seconds. Raises InvalidReply."""
+def from_chat(reply: bytes, request: Object, id: str, created: float) -> bytes:
+    """Return a whole chat completion as a response to `request` (this dialect's). `created` in Unix seconds. Raises InvalidReply."""
     try:
         completion = _completion.decode(reply)
     except (msgspec.DecodeError, RecursionError):
@@ -169,11 +168,15 @@ def from_chat(reply: bytes, request: Object, id: str, created: float, completed:
         frame.response(
             "completed" if reason is None else "incomplete",
             output,
-            completed=created if completed is None else completed,
             incomplete=reason,
             usage=completion.usage,
         )
     )
+
+
+def response_id(request_id: str, created: float) -> str:
+    """Return the id of the response to a request. Clients choose request ids, so the moment is part of it."""
+    return "resp_" + blake2b(f"{request_id} {created!r}".encode(), digest_size=20).hexdigest()
 
 
 def incomplete_reason(finish_reason: str | None) -> str | None:

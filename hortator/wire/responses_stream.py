@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from hortator.errors import HortatorError, InvalidReply, TruncatedStream, UpstreamError
+from hortator.errors import HortatorError, InvalidReply, TruncatedStream
 from hortator.wire.chat import WireUsage
 from hortator.wire.chat_stream import ErrorEvent
 from hortator.wire.fields import Object
@@ -168,15 +168,15 @@ class ResponsesFromChat:
                     self._choice(choice)
         return self._flush()
 
-    def end(self, completed: float | None = None) -> bytes:
-        """Return the last events of a complete chat stream. `completed` in Unix seconds."""
+    def end(self) -> bytes:
+        """Return the last events of a complete chat stream."""
         reason = incomplete_reason(self._finish_reason)
         status = "completed" if reason is None else "incomplete"
         self._begin_if_needed()
         if not self._output and not self._calls:
             self._open_part("text")
         self._close_all(status)
-        self._lifecycle(status, completed=self._created if completed is None else completed, incomplete=reason)
+        self._lifecycle(status, incomplete=reason)
         return self._flush()
 
     def failed(self, error: HortatorError) -> bytes:
@@ -458,7 +458,7 @@ class ResponsesStream:
         """The upstream said that the response is over."""
         self.finished = False
         """The answer is complete, or as complete as it will be."""
-        self.failure: UpstreamError | ErrorEvent | None = None
+        self.failure: Exception | None = None
         """What went wrong after the bytes that `feed` returned last; nothing more comes."""
         self.usage: WireUsage | None = None
         self.model: str | None = None

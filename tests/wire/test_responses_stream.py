@@ -60,7 +60,7 @@ def translated(request: Json, chunks: list[Json]) -> list[Json]:
         out += stream.feed(chat.payloads([json.dumps(one, ensure_ascii=False).encode()]))
         assert chat.failure is None
     chat.end()
-    return list(events_in(out + stream.end(CREATED + 2)))
+    return list(events_in(out + stream.end()))
 
 
 def request(**more: Any) -> Json:
@@ -194,7 +194,6 @@ def test_an_answer_that_was_cut_is_incomplete(finish: str, reason: str) -> None:
     response = events[-1]["response"]
     assert response["status"] == "incomplete"
     assert response["incomplete_details"] == {"reason": reason}
-    assert response["completed_at"] is None
     assert response["output"][0]["status"] == "incomplete"
 
 
