@@ -15,11 +15,10 @@ from msgspec import Meta, Raw, Struct
 
 from hortator.errors import InvalidReply, InvalidRequest
 from hortator.wire import chat
-from hortator.wire.body import ParsedRequest, parse_as
+from hortator.wire.body import Object, ParsedRequest, parse_as
 from hortator.wire.chat import TokenDetails, WholeReply, WireUsage
 from hortator.wire.fields import (
     NULL,
-    Object,
     fields,
     given,
     is_list,

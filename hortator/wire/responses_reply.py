@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Raw, Struct
 
 from hortator.errors import InvalidReply
+from hortator.wire.body import Object
 from hortator.wire.chat import TokenDetails, WireUsage
-from hortator.wire.fields import NULL, Object, fields, given, is_list, objects, raw
+from hortator.wire.fields import NULL, fields, given, is_list, objects, raw
 from hortator.wire.responses_tools import Toolbox, read_tools, unwrap_input
 
 _encode = msgspec.json.encode

@@ -14,9 +14,9 @@ import msgspec
 from msgspec import Raw, Struct
 
 from hortator.errors import HortatorError, InvalidReply, TruncatedStream
+from hortator.wire.body import Object
 from hortator.wire.chat import WireUsage
 from hortator.wire.chat_stream import ErrorEvent
-from hortator.wire.fields import Object
 from hortator.wire.responses import ResponseUsage, read_usage
 from hortator.wire.responses_reply import (
     Frame,

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Raw
 
 from hortator.errors import InvalidRequest
+from hortator.wire.body import Object
 from hortator.wire.fields import (
-    Object,
     fields,
     given,
     is_text,
