@@ -19,6 +19,9 @@ from hortator.api import shell
 from hortator.api.admin import AdminDoor
 from hortator.api.harpoon import ProviderState, Sources
 from hortator.api.reading import Receive, Scope, Send, naming
+from hortator.api.responses import walk
+from hortator.archive import Archive, Background
+from hortator.call import Caller
 from hortator.dispatch.balance import Balance
 from hortator.doors import Doors
 from hortator.errors import Unavailable
@@ -100,6 +103,8 @@ class App:
         self._exposed = self.admin(public=True) if settings.admin.expose_on_public else None
         self._doors: Doors
         self._health: asyncio.Task[None] | None = None
+        self._archive = archive(settings, self.database)
+        self._background = None if self._archive is None else self._in_background(self._archive)
         self._tasks: list[asyncio.Task[None]] = []
         self.reload = Reload(settings, read, self._change)
         self._changed = changed
@@ -115,7 +120,11 @@ class App:
             self._tracer.start()
         if self._local is not None:
             await self._local.start()
+        if self._archive is not None:
+            await self._archive.start()
         self._open(self._rooms)
+        if self._background is not None:
+            await self._background.start()
         self._tasks.append(asyncio.create_task(self.reload.run(), name="reload"))
         self._tasks.append(asyncio.create_task(self._retention.run(), name="retention"))
         if not self._migrated:
@@ -127,12 +136,16 @@ class App:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._background is not None:
+            await self._background.drain()
         await self._upstream.close()
         if self._local is not None:
             await self._local.stop()
         await self._identity.close()
         await self._budgets.close()
         await self._ledger.drain()
+        if self._archive is not None:
+            await self._archive.drain()
         if self._tracer is not None:
             await self._tracer.close()
         await self.database.close()
@@ -150,6 +163,15 @@ class App:
                 return self._exposed(scope, receive, send)
         return self._shell(scope, receive, naming(scope, send))
 
+    def _in_background(self, kept: Archive) -> Background:
+        """Return what works on responses in the background, with the configuration of the moment."""
+
+        async def run(caller: Caller, body: dict[str, msgspec.Raw], at: float) -> bytes:
+            return await walk(self._rooms.gateway, caller, body, at)
+
+        chosen = self.settings.responses
+        return Background(kept, self._identity.holder, run, slots=chosen.background_slots, most=chosen.background_max)
+
     def _open(self, rooms: Rooms) -> None:
         """Send requests to these rooms from now on."""
         if self._health is not None:
@@ -157,7 +179,9 @@ class App:
         self._rooms = rooms
         rooms.take_over()
         sources = Sources(self._provider_states, rooms.prices.cost, rules_by_tier(rooms.gateway.rules))
-        self._doors = Doors(rooms.gateway, rooms.settings.server.max_body_bytes, sources)
+        self._doors = Doors(
+            rooms.gateway, rooms.settings.server.max_body_bytes, sources, self._archive, self._background
+        )
         self._health = asyncio.create_task(rooms.health.run(), name="health")
 
     async def _change(self, wanted: Settings) -> tuple[str, ...]:
@@ -211,6 +235,7 @@ class App:
                 Reading("hortator_traces_dropped_total", "Requests whose trace was lost.", traces.dropped),
                 Reading("hortator_traces_queued", "Requests whose trace waits.", traces.queued),
             ]
+        found += self._archive_readings()
         sizes = {"known": keys.known, "refused": keys.refused, "waiting": keys.waiting}
         text = "Keys in the cache, by what is known of them."
         found += [Reading("hortator_identity_keys", text, size, {"state": state}) for state, size in sizes.items()]
@@ -234,6 +259,17 @@ class App:
                 Reading("hortator_local_model_restarts_total", "Its restarts.", self._local.restarts, name),
             ]
         return found
+
+    def _archive_readings(self) -> list[Reading]:
+        if self._archive is None or self._background is None:
+            return []
+        kept = self._archive
+        return [
+            Reading("hortator_responses_queued", "Responses not yet in the store.", kept.queued),
+            Reading("hortator_responses_queued_bytes", "Their size.", kept.queued_bytes),
+            Reading("hortator_responses_dropped_total", "Responses that could not be kept.", kept.dropped),
+            Reading("hortator_responses_running", "Background responses being worked on.", self._background.running),
+        ]
 
     async def readiness(self) -> dict[str, Any]:
         """Return the document of `/ready`."""
@@ -302,6 +338,14 @@ def ledger(settings: Settings, prices: PriceBook, store: Database, counts: Count
         flush_seconds=settings.ledger.flush_ms / 1000,
         counts=counts if settings.admin.enabled or settings.admin.expose_on_public else None,
     )
+
+
+def archive(settings: Settings, store: Database) -> Archive | None:
+    """Return what keeps responses, None when none are to be kept."""
+    if not settings.responses.store:
+        return None
+    limit = settings.server.max_body_bytes
+    return Archive(store, retention_days=settings.responses.retention_days, max_history=limit)
 
 
 def admission(settings: Settings) -> Admission:

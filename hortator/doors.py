@@ -13,6 +13,8 @@ from hortator.api.harpoon import HarpoonDoor, Sources
 from hortator.api.messages import VERSION, MessagesDoor
 from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send
+from hortator.api.responses import ResponsesDoor
+from hortator.archive import Archive, Background
 from hortator.gateway import Gateway
 
 Door = Callable[[Scope, Receive, Send, str], Awaitable[None]]
@@ -21,15 +23,25 @@ Door = Callable[[Scope, Receive, Send, str], Awaitable[None]]
 class Doors:
     """Raw ASGI doors; each is called with the path below the root path."""
 
-    def __init__(self, gateway: Gateway, max_body_bytes: int, sources: Sources) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        max_body_bytes: int,
+        sources: Sources,
+        archive: Archive | None,
+        background: Background | None,
+    ) -> None:
         self._openai = OpenAIDoor(gateway, max_body_bytes)
         self._messages = MessagesDoor(gateway, max_body_bytes)
+        self._responses = ResponsesDoor(gateway, archive, background, max_body_bytes)
         self._previews = route.RouteDoor(gateway, max_body_bytes)
         self._harpoon = HarpoonDoor(gateway, sources, max_body_bytes)
 
     def at(self, path: str, scope: Scope) -> Door | None:
         """Return the door of a path, None for the shell's."""
         if path.startswith("/v1/"):
+            if path.startswith("/v1/responses") and path[13:14] in ("", "/"):
+                return self._responses
             return self._messages if path.startswith("/v1/m") and _is_messages(path, scope) else self._openai
         if path == route.PATH:
             return self._previews

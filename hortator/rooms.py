@@ -23,7 +23,7 @@ from hortator.providers.anthropic import AnthropicProvider
 from hortator.providers.base import Provider
 from hortator.providers.local import LocalProvider
 from hortator.providers.local_model import LocalModel
-from hortator.providers.openai import OpenAIProvider
+from hortator.providers.openai import SPOKEN, OpenAIProvider
 from hortator.providers.upstream import Timeouts, Upstream
 from hortator.routing import Cards, Catalogue, Facts
 from hortator.settings import LOCAL, Settings
@@ -170,7 +170,14 @@ def remote_provider(settings: ProviderSettings, client: Upstream) -> RemoteProvi
     place = (ProviderId(settings.id), client, settings.base_url, timeouts)
     if settings.kind == "anthropic":
         return AnthropicProvider(*place, api_key=settings.api_key, headers=settings.headers)
-    return OpenAIProvider(*place, api_key=settings.api_key, headers=settings.headers, extensions=settings.extensions)
+    responses = settings.preset == "openai" if settings.responses is None else settings.responses
+    return OpenAIProvider(
+        *place,
+        api_key=settings.api_key,
+        headers=settings.headers,
+        dialects=SPOKEN | {"responses"} if responses else SPOKEN,
+        extensions=settings.extensions,
+    )
 
 
 def _retry_limits(settings: Settings) -> retry.Limits:

@@ -26,7 +26,7 @@ from hortator.gateway import Gateway, StreamedAnswer, overhead_ms
 from hortator.wire.body import Object
 from hortator.wire.chat_stream import OPENING
 
-_EVENT_STREAM = [
+EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -96,23 +96,34 @@ async def serve(
         await _fail(exchange, HortatorError("The gateway failed to handle this request."), trace, manner)
 
 
+Seen = Callable[[bytes], None]
+
+
 async def answer(
-    gateway: Gateway, exchange: Exchange, caller: Caller, call: Call, trace: Trace, manner: Manner = OPENAI
+    gateway: Gateway,
+    exchange: Exchange,
+    caller: Caller,
+    call: Call,
+    trace: Trace,
+    manner: Manner = OPENAI,
+    seen: Seen | None = None,
 ) -> None:
-    """Walk a call and write its answer."""
+    """Walk a call and write its answer. `seen` is shown the body, or each piece of a stream (whole events), before it is written."""
     if call.wish.tenant_id is not None:
         caller = await gateway.on_behalf(caller, call.wish.tenant_id)
     if gateway.tracer is not None:
         trace.tracing = gateway.tracer.begin(exchange.headers.get(b"traceparent"), exchange.started)
         call = replace(call, tracing=trace.tracing)
     if call.stream:
-        await _stream(gateway, exchange, caller, call, trace, manner)
+        await _stream(gateway, exchange, caller, call, trace, manner, seen)
         return
     with HangUp(trace.hang_up, exchange.direct, exchange.receive):
         try:
             body = await gateway.complete(caller, call, trace)
         except asyncio.CancelledError as cancelled:
             raise trace.failure(cancelled) from None
+    if seen is not None:
+        seen(body)
     headers = [problem.JSON, *told(call, trace, time.monotonic()), *trace.headers]
     if manner.also is not None:
         headers += manner.also(trace.headers, exchange.id)
@@ -120,7 +131,13 @@ async def answer(
 
 
 async def _stream(
-    gateway: Gateway, exchange: Exchange, caller: Caller, call: Call, trace: Trace, manner: Manner
+    gateway: Gateway,
+    exchange: Exchange,
+    caller: Caller,
+    call: Call,
+    trace: Trace,
+    manner: Manner,
+    seen: Seen | None,
 ) -> None:
     """Write a streamed answer; a failure after the status line becomes an error event, and no good end follows it."""
     with HangUp(trace.hang_up, exchange.direct, exchange.receive):
@@ -130,7 +147,7 @@ async def _stream(
             raise trace.failure(cancelled) from None
         failure: HortatorError | None = None
         try:
-            await _write(exchange, streamed, call, trace, manner)
+            await _write(exchange, streamed, call, trace, manner, seen)
         except (HortatorError, asyncio.CancelledError) as raised:
             failure = trace.failure(raised)
         except Exception as raised:  # noqa: BLE001 - the outermost edge of a stream, whose status line has gone out
@@ -139,21 +156,38 @@ async def _stream(
     await streamed.finish(failure)
     if failure is not None and not trace.hung_up:
         last = streamed.failed(failure) or manner.event(failure, exchange.id)
+        if seen is not None:
+            seen(last)
         await exchange.send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def _write(exchange: Exchange, streamed: StreamedAnswer, call: Call, trace: Trace, manner: Manner) -> None:
+async def _write(
+    exchange: Exchange, streamed: StreamedAnswer, call: Call, trace: Trace, manner: Manner, seen: Seen | None
+) -> None:
     send, direct = exchange.send, exchange.direct
-    headers = [*_EVENT_STREAM, *told(call, trace, time.monotonic()), *trace.headers]
+    write = None if direct is None else direct.write if seen is None else _shown(seen, direct.write)
+    headers = [*EVENT_STREAM, *told(call, trace, time.monotonic()), *trace.headers]
     if manner.also is not None:
         headers += manner.also(trace.headers, exchange.id)
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if trace.first_byte_at is None:
         await send({"type": "http.response.body", "body": OPENING, "more_body": True})
     while (piece := await streamed.next()) is not None:
+        if seen is not None:
+            seen(piece)
         await send({"type": "http.response.body", "body": piece, "more_body": not streamed.ended})
-        if direct is not None:
-            await streamed.flow(direct.write)
+        if write is not None:
+            await streamed.flow(write)
+
+
+def _shown(seen: Seen, write: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+    """Return a `write` that shows each piece first."""
+
+    def shown(piece: bytes) -> bool:
+        seen(piece)
+        return write(piece)
+
+    return shown
 
 
 def allow(exchange: Exchange, *methods: str) -> None:

@@ -21,14 +21,14 @@ from hortator.call import Call, ModelId
 from hortator.dispatch import Trace
 from hortator.errors import InvalidRequest, NotFound
 from hortator.gateway import Gateway
-from hortator.wire import chat, completions, embeddings, moderations
+from hortator.wire import completions, embeddings, moderations, responses
 from hortator.wire.body import ParsedRequest
 from hortator.wire.dialects import Dialect
 
 Parse = Callable[[bytes], ParsedRequest]
 
 _OPERATIONS: dict[str, tuple[Dialect, Parse]] = {
-    "/v1/chat/completions": ("chat", chat.parse),
+    "/v1/chat/completions": ("chat", responses.parse_chat),
     "/v1/completions": ("completions", completions.parse),
     "/v1/embeddings": ("embeddings", embeddings.parse),
     "/v1/moderations": ("moderations", moderations.parse),

@@ -25,6 +25,7 @@ from hortator.wire.completions import CompletionRequest
 from hortator.wire.embeddings import EmbeddingsRequest
 from hortator.wire.messages import CountRequest, MessagesRequest
 from hortator.wire.moderations import ModerationRequest
+from hortator.wire.responses import InputTokensRequest, ResponsesRequest
 
 _ERRORS = {
     "400": "The request is malformed, or the provider found it so",
@@ -103,6 +104,22 @@ _CALLS = (
         ChatRequest,
         "A chat completion, or its chunks as server-sent events when `stream` is true",
         True,
+    ),
+    _Call(
+        "/v1/responses",
+        "createResponse",
+        "Answer in the responses dialect.",
+        ResponsesRequest,
+        "A response, or its events as server-sent events when `stream` is true",
+        True,
+    ),
+    _Call(
+        "/v1/responses/input_tokens",
+        "countInputTokens",
+        "Estimate the tokens of a request.",
+        InputTokensRequest,
+        "About how many",
+        False,
     ),
     _Call(
         "/v1/completions",
@@ -210,7 +227,7 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         ("400", "401", "403", "404", "408", "413", "415", "503"),
     )
     preview["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes[0]}}}
-    document["paths"] |= _harpoon()
+    document["paths"] |= _harpoon() | _kept_responses()
     document["paths"] |= {
         "/api/v1/route": {"post": preview},
         "/v1/models": {"get": _operation("listModels", "List the models this key may use.", listing, ("401", "503"))},
@@ -240,6 +257,33 @@ def _harpoon() -> dict[str, Any]:
                 response["content"]["application/json"]["schema"] = {"$ref": "#/components/schemas/FlatError"}
         paths[path] = {method: {"operationId": name, "tags": ["harpoon"], **operation}}
     return paths
+
+
+def _kept_responses() -> dict[str, Any]:
+    """Describe what hangs below `/v1/responses/{id}`."""
+    id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+    answer = {"description": "The response", "content": {"application/json": {"schema": {"type": "object"}}}}
+    gone, items = answer | {"description": "Deleted"}, answer | {"description": "A page of items"}
+    errors = ("401", "404", "503")
+    page = [
+        {"name": name, "in": "query", "schema": schema}
+        for name, schema in (
+            ("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}),
+            ("order", {"type": "string", "enum": ["asc", "desc"], "default": "desc"}),
+            ("after", {"type": "string"}),
+        )
+    ]
+    one = {
+        "get": _operation("retrieveResponse", "Give a kept response again.", answer, errors),
+        "delete": _operation("deleteResponse", "Delete a kept response.", gone, errors),
+    }
+    listing = _operation("listInputItems", "List what was asked.", items, ("400", *errors))
+    cancel = _operation("cancelResponse", "Stop a response in the background.", answer, ("400", *errors))
+    return {
+        "/v1/responses/{id}": {"parameters": [id], **one},
+        "/v1/responses/{id}/input_items": {"parameters": [id, *page], "get": listing},
+        "/v1/responses/{id}/cancel": {"parameters": [id], "post": cancel},
+    }
 
 
 def _operation(

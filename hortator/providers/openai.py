@@ -27,7 +27,12 @@ _PATHS: dict[Dialect, str] = {
     "completions": "/completions",
     "embeddings": "/embeddings",
     "moderations": "/moderations",
+    "responses": "/responses",
 }
+SPOKEN: frozenset[Dialect] = frozenset(_PATHS) - {"responses"}
+"""What every provider of this kind is asked in; few serve responses themselves."""
+_KEPT_HERE = ("previous_response_id", "background")
+"""Fields of a response that are the gateway's own work: their provider does not know what they speak of."""
 _STREAM_OPTIONS = frozenset(("chat", "completions"))
 """Dialects whose streams say their usage only when asked to."""
 _encode = msgspec.json.encode
@@ -57,7 +62,7 @@ class OpenAIProvider:
         *,
         api_key: Secret | None = None,
         headers: Mapping[str, str | Secret] | None = None,
-        dialects: frozenset[Dialect] = frozenset(_PATHS),
+        dialects: frozenset[Dialect] = SPOKEN,
         extensions: bool = False,
     ) -> None:
         self.id = id
@@ -89,6 +94,9 @@ class OpenAIProvider:
         if name is None:
             name = self._name(deployment.model)
         body["model"] = name
+        if call.operation == "responses":
+            for field in _KEPT_HERE:
+                body.pop(field, None)
         if call.stream and not call.wants_usage and call.operation in _STREAM_OPTIONS:
             options = body.get("stream_options")
             body["stream_options"] = _INCLUDE_USAGE if options is None else _with_usage(options)

@@ -216,12 +216,29 @@ class Provider(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """True = translated chat requests may hold fields that the chat dialect does not have (`cache_control`, `thinking_blocks`,
     `reasoning_content`, `is_error`), as some servers understand them. OpenAI, Groq and others refuse requests with unknown
     fields, so they are left out by default."""
+    responses: bool | None = None
+    """Whether it serves `/responses` itself. False = such requests are sent to it as chat completions and the answers turned back.
+    None = true for the preset `openai`, else false."""
     detect: bool = False
     """True = served once it has answered, and no fault when it never does."""
     tier: Tier | None = None
     """Tier of its models; `local` = requests that must stay local may go there. None = as the built-in list says, else by the
     preset (`groq` primary, `workers-ai` edge, `openai` flagship), else `local` at a loopback address, else unknown. A proxy on
     this machine that asks others needs it."""
+
+
+class Responses(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is kept of `/v1/responses`, for `previous_response_id`, for reading them again and for those in the background."""
+
+    store: bool = True
+    """Keep responses whose request does not say `store: false`. False = keep none: such requests are answered and forgotten,
+    `previous_response_id` and `background` are refused."""
+    retention_days: Annotated[int, Meta(ge=1, le=3650)] = 30
+    """Days after which a kept response is deleted."""
+    background_slots: Annotated[int, Meta(ge=1, le=10_000)] = 16
+    """Background responses that one process works on at once; others wait in the store."""
+    background_max: Count = 1000
+    """Most background responses of a tenant that are not finished; more are refused with 429."""
 
 
 class Retry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -441,6 +458,8 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Streamed replies."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     """How long an upstream may take."""
+    responses: Responses = field(default_factory=Responses)
+    """What is kept of `/v1/responses`."""
     retry: Retry = field(default_factory=Retry)
     """What is done about a failure before an answer began."""
     breaker: Breaker = field(default_factory=Breaker)

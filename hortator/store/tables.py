@@ -20,6 +20,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Numeric,
     String,
@@ -237,3 +238,23 @@ audit = Table(
     Index(None, "at"),
 )
 """No foreign keys, and nothing is ever changed in it."""
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("tenant_id", Uuid(as_uuid=False), ForeignKey("tenants.id"), primary_key=True),
+    Column("id", String(255), primary_key=True),
+    Column("created_at", Instant, nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("previous_id", String(255)),
+    Column("input", LargeBinary, nullable=False),
+    Column("response", LargeBinary, nullable=False),
+    Column("background", Boolean, nullable=False),
+    Column("key_hash", String(64), nullable=False),
+    Column("request", LargeBinary),
+    Column("attempts", Integer, nullable=False),
+    Column("held_until", Instant),
+    Index(None, "created_at"),
+    Index(None, "status"),
+)
+"""JSON is kept as bytes: what a client gets again is what it got, and JSONB takes neither every number nor every character."""

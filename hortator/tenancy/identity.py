@@ -146,7 +146,14 @@ class Identity:
         caller = self.known(data)
         if caller is not None:
             return caller
-        digest = sha256(data).digest()
+        return await self._look_up(sha256(data).digest())
+
+    async def holder(self, key_hash: KeyHash) -> Caller:
+        """The caller of a key that is known by its hash: for work that outlived its request. Raises as `authenticate` does."""
+        return await self._look_up(bytes.fromhex(key_hash))
+
+    async def _look_up(self, digest: bytes) -> Caller:
+        """The caller of a key that is not known well enough to do without asking."""
         until, refusal = self._refused.get(digest, (0.0, _INVALID))
         if time.monotonic() < until:
             raise refusal.error()

@@ -168,6 +168,7 @@ FORMS: dict[Dialect, Form] = {
         to_chat=responses.to_chat,
         reply_from_chat=lambda body, asked: responses.from_chat(body, asked.body, _response_id(asked), asked.created),
         encoder=lambda asked: ResponsesFromChat(asked.body, _response_id(asked), asked.created),
+        to_plain_chat=responses.to_plain_chat,
     ),
 }
 

@@ -17,6 +17,7 @@ from hortator.wire.body import Object
 NULL = Raw(b"null")
 _QUOTE = 34
 _BRACKET = 91
+_BRACE = 123
 
 _objects = msgspec.json.Decoder(list[Object])
 _object: msgspec.json.Decoder[Object] = msgspec.json.Decoder(Object)
@@ -43,6 +44,11 @@ def is_text(value: Raw) -> bool:
 def is_list(value: Raw) -> bool:
     """Whether a value is an array."""
     return bool(memoryview(value)[0] == _BRACKET)
+
+
+def is_object(value: Raw) -> bool:
+    """Whether a value is an object."""
+    return bool(memoryview(value)[0] == _BRACE)
 
 
 def text(value: Raw, param: str) -> str:

@@ -32,10 +32,22 @@ from hortator.wire.fields import (
     unsupported,
     wrong_type,
 )
-from hortator.wire.responses_reply import from_chat, response_id
-from hortator.wire.responses_tools import Toolbox, put_tools, read_tools
+from hortator.wire.responses_reply import from_chat, response_id, unanswered
+from hortator.wire.responses_tools import Toolbox, is_offer, put_tools, read_tools
 
-__all__ = ["from_chat", "parse", "parse_chat", "parse_for_chat", "read_usage", "read_whole", "response_id", "to_chat"]
+__all__ = [
+    "from_chat",
+    "parse",
+    "parse_chat",
+    "parse_count",
+    "parse_for_chat",
+    "read_usage",
+    "read_whole",
+    "response_id",
+    "to_chat",
+    "to_plain_chat",
+    "unanswered",
+]
 
 TRUE = Raw(b"true")
 _ROLES = frozenset(("user", "assistant", "system", "developer"))
@@ -84,6 +96,17 @@ class ResponsesRequest(Struct):
     user: str | None = None
 
 
+class InputTokensRequest(Struct):
+    """What is counted of a request."""
+
+    model: str | None = None
+    input: str | list[Object] | None = None
+    instructions: str | list[Object] | None = None
+    previous_response_id: str | None = None
+    tools: list[Object] | None = None
+    text: Object | None = None
+
+
 class ResponseUsage(Struct):
     """`usage` of a response."""
 
@@ -105,6 +128,7 @@ class WholeResponse(Struct):
 
 
 _request = msgspec.json.Decoder(ResponsesRequest)
+_counted = msgspec.json.Decoder(InputTokensRequest)
 _whole = msgspec.json.Decoder(WholeResponse)
 _strings = msgspec.json.Decoder(list[str])
 
@@ -115,6 +139,11 @@ def parse(body: bytes) -> ParsedRequest:
     if request.input is None and not (request.previous_response_id or request.prompt):
         raise InvalidRequest("Missing required parameter: 'input'.", code="missing_required_parameter", param="input")
     return ParsedRequest(top, request.model, bool(request.stream), True)
+
+
+def parse_count(body: bytes) -> Object:
+    """Validate the body of a request to count its tokens, which need not name a model. Raises InvalidRequest."""
+    return parse_as(body, _counted)[0]
 
 
 def parse_chat(body: bytes) -> ParsedRequest:
@@ -179,24 +208,29 @@ _REFUSED = {
 }
 _HANDLED = frozenset(
     "input instructions text reasoning tools tool_choice max_output_tokens stream_options include top_logprobs "
-    "store background previous_response_id truncation max_tool_calls image access_programs".split()
+    "store background previous_response_id truncation max_tool_calls image access_programs client_metadata".split()
 )
 """Fields that do not go to chat under their own name. The last ones have no meaning there: `store`, `background` and
 `previous_response_id` are the gateway's own work, the rest `responses_reply.omitted` names."""
 
 
-def to_chat(body: Object, *, custom_tools: bool = False) -> Object:
+def to_plain_chat(body: Object) -> Object:
+    """As `to_chat`, for providers that refuse fields which are not of the chat dialect: past reasoning stays here."""
+    return to_chat(body, reasoning_content=False)
+
+
+def to_chat(body: Object, *, custom_tools: bool = False, reasoning_content: bool = True) -> Object:
     """Return a request as a chat request. Raises InvalidRequest for what chat cannot express.
 
     The history behind `previous_response_id` must have been put into `input` by then. `custom_tools`: the provider takes
-    chat's `custom` tools; else they become functions.
+    chat's `custom` tools; else they become functions. `reasoning_content`: it takes past reasoning in a message's field of that name.
     """
     for key, why in _REFUSED.items():
         if given(body, key) not in (None, Raw(b"[]"), Raw(b"{}")):
             raise unsupported(key, why)
     translated = {key: value for key, value in body.items() if key not in _HANDLED and value != NULL}
     toolbox = read_tools(body, custom_tools)
-    translated["messages"] = _messages(body, toolbox)
+    translated["messages"] = _messages(body, toolbox, reasoning_content)
     put_tools(body, toolbox, translated)
     _put_text(body, translated)
     reasoning = given(body, "reasoning")
@@ -243,9 +277,9 @@ def _put_logprobs(body: Object, translated: Object) -> None:
         translated["logprobs"] = TRUE
 
 
-def _messages(body: Object, toolbox: Toolbox) -> Raw:
+def _messages(body: Object, toolbox: Toolbox, reasoning_content: bool) -> Raw:
     """Return the whole conversation as chat's `messages`."""
-    conversation = _Conversation(toolbox)
+    conversation = _Conversation(toolbox, reasoning_content)
     instructions = given(body, "instructions")
     if instructions is not None:
         if is_text(instructions):
@@ -267,8 +301,9 @@ def _messages(body: Object, toolbox: Toolbox) -> Raw:
 class _Conversation:
     """Puts items together into messages: chat has one message where this dialect has reasoning, text and calls as items."""
 
-    def __init__(self, toolbox: Toolbox) -> None:
+    def __init__(self, toolbox: Toolbox, reasoning_content: bool) -> None:
         self._toolbox = toolbox
+        self._reasoning_content = reasoning_content
         self._messages: list[dict[str, Any]] = []
         self._turn: dict[str, Any] | None = None
         """The assistant's message that is being put together: `content` parts, `reasoning`, `refusal`, `tool_calls`."""
@@ -283,11 +318,11 @@ class _Conversation:
         self._end_turn()
         messages = self._messages
         count = next((at for at, one in enumerate(messages) if one["role"] != "system"), len(messages))
-        opening = messages[:count]
-        if count > 1 and all(is_text(one["content"]) for one in opening):
-            joined = "\n\n".join(text(one["content"], "input") for one in opening)
-            return [{"role": "system", "content": raw(joined)}, *messages[count:]]
-        return messages
+        texts = [_texts(one["content"]) for one in messages[:count]]
+        if count < 2 or None in texts:
+            return messages
+        joined = "\n\n".join(text for found in texts for text in found or ())
+        return [{"role": "system", "content": raw(joined)}, *messages[count:]]
 
     def say(self, role: str, content: Raw) -> None:
         """Add a message that is not the assistant's. `developer` is this dialect's word for what all models know as `system`."""
@@ -307,6 +342,8 @@ class _Conversation:
             self._output(item, param)
         elif kind == "reasoning":
             self._reasoning(item, param)
+        elif is_offer(kind):
+            return
         elif kind == "item_reference":
             raise unsupported(param, "items are not kept one by one; send the item, or use previous_response_id.")
         else:
@@ -352,15 +389,13 @@ class _Conversation:
 
         One that is only there encrypted has no text; `responses_reply.omitted` says so.
         """
-        turn = self._begin_turn()
         found = given(item, "content")
         if found is None or not objects(found, f"{param}.content"):
             found = given(item, "summary")
-        if found is None:
-            return
-        parts = objects(found, param)
+        parts = [] if found is None else objects(found, param)
         texts = [required_text(part, "text", f"{param}[{index}]") for index, part in enumerate(parts)]
-        turn.setdefault("reasoning", []).extend(texts)
+        if texts and self._reasoning_content:
+            self._begin_turn().setdefault("reasoning", []).extend(texts)
 
     def _begin_turn(self, *, after_text: bool = False) -> dict[str, Any]:
         """Return the assistant's message to add to. One that has its text is over, unless a call may follow (`after_text`), or
@@ -389,6 +424,16 @@ class _Conversation:
             if key in turn:
                 message[key] = turn[key]
         self._messages.append(message)
+
+
+def _texts(content: Raw) -> list[str] | None:
+    """Return the texts of a message's content, None when there is more to it than plain texts."""
+    if is_text(content):
+        return [text(content, "content")]
+    parts = objects(content, "content")
+    if any(part.keys() != {"type", "text"} or part["type"] != _TYPE_TEXT for part in parts):
+        return None
+    return [text(part["text"], "content") for part in parts]
 
 
 def _simplest(parts: list[Object]) -> Raw:

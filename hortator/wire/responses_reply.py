@@ -16,8 +16,8 @@ from msgspec import Raw, Struct
 from hortator.errors import InvalidReply
 from hortator.wire.body import Object
 from hortator.wire.chat import TokenDetails, WireUsage
-from hortator.wire.fields import NULL, fields, given, is_list, objects, raw
-from hortator.wire.responses_tools import Toolbox, read_tools, unwrap_input
+from hortator.wire.fields import NULL, fields, given, is_list, is_object, objects, optional_text, raw
+from hortator.wire.responses_tools import Toolbox, is_offer, read_tools, unwrap_input
 
 _encode = msgspec.json.encode
 
@@ -45,7 +45,8 @@ _ECHO: dict[str, Raw] = {
 _REASONING = {"effort": None, "summary": None}
 _TEXT = {"format": {"type": "text"}}
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
-_NO_EFFECT = ("truncation", "max_tool_calls", "image", "access_programs")
+_NO_EFFECT = ("truncation", "max_tool_calls", "image", "access_programs", "client_metadata")
+_MARKS = (b'"encrypted_content"', b'"web_search')
 _REASONING_KNOWN = frozenset(("effort", "summary", "generate_summary"))
 
 
@@ -77,10 +78,16 @@ class Logprobs(Struct):
     content: list[Raw] | None = None
 
 
+class TextPart(Struct):
+    """A part of content, where a provider sends it as a list."""
+
+    text: str = ""
+
+
 class Message(Struct):
     """A completion's message. `reasoning` and `reasoning_content` are the names providers use for thinking."""
 
-    content: str | list[Object] | None = None
+    content: str | list[TextPart] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -113,7 +120,17 @@ _strings = msgspec.json.Decoder(list[str])
 class Frame:
     """A response without its answer: its names and the request's parameters, encoded once however often they are sent."""
 
-    def __init__(self, request: Object, id: str, created: float, model: str, service_tier: str | None = None) -> None:
+    def __init__(
+        self,
+        request: Object,
+        id: str,
+        created: float,
+        model: str,
+        service_tier: str | None = None,
+        *,
+        translated: bool = True,
+    ) -> None:
+        """`translated`: the provider was asked in chat, and what was left out for that is to be named."""
         document: dict[str, Any] = {"id": id, "object": "response", "created_at": created, "model": model}
         for key, default in _ECHO.items():
             value = request.get(key)
@@ -123,7 +140,7 @@ class Frame:
         reasoning, text = given(request, "reasoning"), given(request, "text")
         document["reasoning"] = _REASONING if reasoning is None else {**_REASONING, **fields(reasoning, "reasoning")}
         document["text"] = _TEXT if text is None else {**_TEXT, **fields(text, "text")}
-        left_out = omitted(request)
+        left_out = omitted(request) if translated else None
         if left_out:
             document["hortator_omitted"] = left_out
         self._head = _encode(document)[:-1]
@@ -175,6 +192,11 @@ def from_chat(reply: bytes, request: Object, id: str, created: float) -> bytes:
     )
 
 
+def unanswered(request: Object, id: str, created: float) -> Raw:
+    """Return the response object of a request that waits to be worked on."""
+    return Frame(request, id, created, _model(request), translated=False).response("queued", ())
+
+
 def response_id(request_id: str, created: float) -> str:
     """Return the id of the response to a request. Clients choose request ids, so the moment is part of it."""
     return "resp_" + blake2b(f"{request_id} {created!r}".encode(), digest_size=20).hexdigest()
@@ -219,7 +241,7 @@ class Items:
         if thinking:
             output.append(self.reasoning(len(output), thinking))
         parts = []
-        text = _joined(message.content)
+        text = joined(message.content)
         logprobs = choice.logprobs.content if choice.logprobs else None
         calls = message.tool_calls or ([ToolCall(function=message.function_call)] if message.function_call else [])
         if text or not (message.refusal or calls or thinking):
@@ -294,14 +316,16 @@ def refusal_part(text: str) -> dict[str, Any]:
 def annotation(found: Object) -> Any:
     """Return an annotation of chat (`{"type": "url_citation", "url_citation": {...}}`) as it is written here, without nesting."""
     inner = found.get("url_citation")
-    return found if inner is None else {"type": found.get("type"), **fields(inner, "annotations")}
+    return (
+        found if inner is None or not is_object(inner) else {"type": found.get("type"), **fields(inner, "annotations")}
+    )
 
 
-def _joined(content: str | list[Object] | None) -> str:
+def joined(content: str | list[TextPart] | None) -> str:
     """Return a message's text; some providers send it in parts."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(msgspec.json.decode(part["text"]) for part in content if given(part, "text") is not None)
+    return "".join([part.text for part in content])
 
 
 def response_usage(usage: WireUsage) -> dict[str, Any]:
@@ -332,9 +356,12 @@ def omitted(request: Object) -> list[str]:
     if reasoning is not None:
         asked = fields(reasoning, "reasoning")
         found += [f"reasoning.{key[:100]}" for key in asked if key not in _REASONING_KNOWN and asked[key] != NULL]
-    asked_input = given(request, "input")
-    if asked_input is not None and is_list(asked_input) and b'"encrypted_content"' in bytes(asked_input):
-        for index, item in enumerate(objects(asked_input, "input")):
-            if given(item, "encrypted_content") is not None:
-                found.append(f"input[{index}].encrypted_content")
+    for key in ("tools", "input"):
+        value = given(request, key)
+        if value is not None and is_list(value) and any(mark in bytes(value) for mark in _MARKS):
+            for index, one in enumerate(objects(value, key)):
+                if is_offer(optional_text(one, "type", key) or ""):
+                    found.append(f"{key}[{index}]")
+                elif given(one, "encrypted_content") is not None:
+                    found.append(f"{key}[{index}].encrypted_content")
     return found

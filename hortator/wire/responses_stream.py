@@ -8,7 +8,7 @@ clients throw, or lose the answer, where one of these is missing. No `[DONE]`: t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -22,8 +22,10 @@ from hortator.wire.responses_reply import (
     Frame,
     Items,
     Logprobs,
+    TextPart,
     annotation,
     incomplete_reason,
+    joined,
     refusal_part,
     text_part,
     wants_summary,
@@ -61,7 +63,7 @@ class ToolDelta(Struct):
 class Delta(Struct):
     """What a chunk adds to a choice."""
 
-    content: str | list[Raw] | None = None
+    content: str | list[TextPart] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
@@ -88,29 +90,67 @@ class Chunk(Struct):
     service_tier: str | None = None
 
 
-class _TextPart(Struct):
-    """A part of content, where a provider sends it as a list."""
-
-    text: str = ""
-
-
 _chunk = msgspec.json.Decoder(Chunk)
-_part = msgspec.json.Decoder(_TextPart)
 
 
-def _event(type: str, sequence: int, body: dict[str, Any]) -> bytes:
+def named_event(type: str, sequence: int, body: dict[str, Any]) -> bytes:
     """Return one event."""
     payload = _encode({"type": type, "sequence_number": sequence, **body})
     return b"event: " + type.encode() + b"\ndata: " + payload + b"\n\n"
 
 
-def _error_event(sequence: int, error: HortatorError) -> bytes:
+class _Whole(Struct):
+    """What a response needs to be kept."""
+
+    id: str
+    status: str
+
+
+class _Last(Struct):
+    """A stream's last event."""
+
+    type: str
+    response: Raw
+
+
+class Last(NamedTuple):
+    """A finished response."""
+
+    id: str
+    status: str
+    body: bytes
+
+
+_whole = msgspec.json.Decoder(_Whole)
+_last = msgspec.json.Decoder(_Last)
+_LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
+
+
+def last_response(said: bytes) -> Last | None:
+    """Return the response in what a client of the dialect is told: a whole body, or a piece of a stream that ends with its last event.
+
+    None = there is none in it, or none that can be read.
+    """
+    try:
+        if said.startswith((b"event: ", b": ", b"data: ")):
+            start = said.rfind(b"\n\n", 0, -2)
+            start = 0 if start < 0 else start + 2
+            if not said.startswith(_LAST_EVENTS, start):
+                return None
+            said = bytes(_last.decode(said[said.index(b"data: ", start) + 6 :]).response)
+        found = _whole.decode(said)
+    except msgspec.DecodeError:
+        return None
+    return Last(found.id, found.status, said)
+
+
+def error_event(sequence: int, error: HortatorError) -> bytes:
     """Return the event of a stream that failed before it had a response.
 
     The reference has the error's fields at the top, OpenAI sends them as `error`, and client libraries raise on that.
     """
     said = {"code": error.code, "message": error.message, "param": error.param}
-    return _event("error", sequence, {**said, "error": {"type": error.type, **said}})
+    return named_event("error", sequence, {**said, "error": {"type": error.type, **said}})
 
 
 class _Call:
@@ -156,9 +196,12 @@ class ResponsesFromChat:
         self._finish_reason: str | None = None
 
     def feed(self, payloads: list[bytes]) -> bytes:
-        """Return the events for these chunks."""
+        """Return the events for these chunks. Raises InvalidReply for one that holds what no chunk may."""
         for payload in payloads:
-            chunk = _chunk.decode(payload)
+            try:
+                chunk = _chunk.decode(payload)
+            except msgspec.DecodeError:
+                raise InvalidReply("The provider sent a chunk that is not a chat completion chunk.") from None
             if self._frame is None:
                 self._begin(chunk)
             if chunk.usage is not None:
@@ -182,7 +225,7 @@ class ResponsesFromChat:
     def failed(self, error: HortatorError) -> bytes:
         """Return the last event of a stream that failed."""
         if self._frame is None:
-            return _error_event(self._sequence, error)
+            return error_event(self._sequence, error)
         sequence = self._sequence
         self._close_all("incomplete")
         self._out.clear()  # the client is told of no item's end: it would act on a call that is not whole
@@ -206,7 +249,7 @@ class ResponsesFromChat:
         return out
 
     def _emit(self, type: str, body: dict[str, Any]) -> None:
-        self._out.append(_event(type, self._sequence, body))
+        self._out.append(named_event(type, self._sequence, body))
         self._sequence += 1
 
     def _lifecycle(self, status: str, **more: Any) -> None:
@@ -223,9 +266,8 @@ class ResponsesFromChat:
             self._write("reasoning", thinking)
         content = delta.content
         if content:
-            text = content if isinstance(content, str) else "".join([_part.decode(part).text for part in content])
             logprobs = choice.logprobs.content if choice.logprobs is not None else None
-            self._write("text", text, logprobs)
+            self._write("text", content if isinstance(content, str) else joined(content), logprobs)
         if delta.annotations:
             self._annotate(delta.annotations)
         if delta.refusal:
@@ -491,10 +533,10 @@ class ResponsesStream:
     def failed(self, error: HortatorError) -> bytes:
         """Return the last event of a stream that failed: the response that the client has seen, failed."""
         if not self._last_response:
-            return _error_event(self._sequence + 1, error)
+            return error_event(self._sequence + 1, error)
         response: dict[str, Any] = dict(_response_of.decode(self._last_response).response)
         response |= {"status": "failed", "error": {"code": error.code, "message": error.message}}
-        return _event("response.failed", self._sequence + 1, {"response": response})
+        return named_event("response.failed", self._sequence + 1, {"response": response})
 
     def _read(self, payload: bytes) -> _Event:
         try:

@@ -68,11 +68,19 @@ class Toolbox:
         elif kind == "custom":
             self._add_custom(tool, param, namespace)
         elif kind == "namespace" and namespace is None:
-            name = required_text(tool, "name", param)
-            for index, inner in enumerate(objects(required(tool, "tools", param), f"{param}.tools")):
-                self.add(inner, f"{param}.tools[{index}]", name)
-        else:
+            self._add_namespace(tool, param)
+        elif not is_offer(kind):
             raise unsupported(param, f"the tool '{kind[:100]}' is not a function, and {_HOSTED}")
+
+    def _add_namespace(self, tool: Object, param: str) -> None:
+        """Take in a namespace's tools; what it is for becomes a part of what each of them is for."""
+        name = required_text(tool, "name", param)
+        described = optional_text(tool, "description", param)
+        for index, inner in enumerate(objects(required(tool, "tools", param), f"{param}.tools")):
+            where = f"{param}.tools[{index}]"
+            own = optional_text(inner, "description", where)
+            both = [said for said in (described, own) if said]
+            self.add(inner | {"description": raw("\n\n".join(both))} if both else inner, where, name)
 
     def _add_function(self, tool: Object, param: str, namespace: str | None) -> None:
         if given(tool, "function") is not None:  # chat's own form, as some clients of the chat door send it
@@ -122,6 +130,14 @@ class Toolbox:
             return {"id": id, "type": "custom", "custom": {"name": name, "input": given_input}}
         wrapped = wrap_input(text(given_input, f"{param}.input"))
         return {"id": id, "type": "function", "function": {"name": name, "arguments": wrapped}}
+
+
+def is_offer(kind: str) -> bool:
+    """Whether a hosted tool only offers to look something up: without it the model answers from what it knows.
+
+    Some clients (Codex) always offer it. It is left out where the provider has none, and `responses_reply.omitted` says so.
+    """
+    return kind.startswith("web_search")
 
 
 def in_chat(name: str, namespace: str | None) -> str:

@@ -19,11 +19,17 @@ from hortator.store.usage import insert_usage
 from tests.store.test_usage import row
 
 PACKAGE = Path(hortator.__file__).parent
-OWNED = {"api_keys", "audit", "key_rollups", "tasks", "usage_events", "usage_rollups"}
+OWNED = {"api_keys", "audit", "key_rollups", "responses", "tasks", "usage_events", "usage_rollups"}
+SCOPES = (("queries.py", "TenantScope"), ("responses.py", "ResponseScope"))
 WITHOUT_TENANT = {
     "find_keys": "asks whose a key is",
     "match_keys": "the operator's search",
     "touch_keys": "batched uses",
+    "keep_all": "batched responses, each with its tenant",
+    "idle_work": "work for whoever has a slot",
+    "take_work": "the same",
+    "forget_before": "what is too old, whoever's it is",
+    "_kept": "a row",
 }
 HELPERS = {"__init__", "_where", "_rows"}
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -54,6 +60,7 @@ def test_no_other_file_touches_a_tenants_table() -> None:
         "store/audit.py",
         "store/pages.py",
         "store/reports.py",
+        "store/responses.py",
         "store/retention.py",
         "store/rollups.py",
         "store/usage.py",
@@ -61,6 +68,7 @@ def test_no_other_file_touches_a_tenants_table() -> None:
         "store/migrations/versions/0002_usage_rollups.py",
         "store/migrations/versions/0004_key_rollups.py",
         "store/migrations/versions/0005_task_type.py",
+        "store/migrations/versions/0007_responses.py",
     }
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
@@ -103,18 +111,17 @@ def test_only_reports_administration_and_retention_may_see_every_tenant() -> Non
 
 
 def test_every_query_on_a_tenants_table_is_in_the_scope() -> None:
-    tree = ast.parse((PACKAGE / "store" / "queries.py").read_text("utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name in ("TenantScope", "OperatorScope"):
-            continue
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in WITHOUT_TENANT:
-            assert not any(map(is_owned_table, ast.walk(node))), f"{node.name} has no tenant"
+    for file, _ in SCOPES:
+        for node in ast.parse((PACKAGE / "store" / file).read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in WITHOUT_TENANT:
+                assert not any(map(is_owned_table, ast.walk(node))), f"{node.name} has no tenant"
 
 
-def test_every_statement_of_the_scope_has_the_filter() -> None:
-    """A select starts from `_rows`, an update names `_where`; inserts carry the scope's own tenant."""
-    tree = ast.parse((PACKAGE / "store" / "queries.py").read_text("utf-8"))
-    (scope,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TenantScope")
+@pytest.mark.parametrize(("file", "name"), SCOPES)
+def test_every_statement_of_the_scope_has_the_filter(file: str, name: str) -> None:
+    """A select starts from `_rows`, an update or a delete names `_where`; inserts carry the scope's own tenant."""
+    tree = ast.parse((PACKAGE / "store" / file).read_text("utf-8"))
+    (scope,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     for method in scope.body:
         if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) or method.name in HELPERS:
             continue
@@ -123,8 +130,9 @@ def test_every_statement_of_the_scope_has_the_filter() -> None:
             node.func.id for node in ast.walk(method) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
         assert "select" not in calls, method.name
-        assert len(re.findall(r"\bupdate\(", source)) == source.count("self._where("), method.name
-        assert source.count("insert(") <= source.count("{'tenant_id': self.tenant_id}"), method.name
+        changes = len(re.findall(r"\b(?:update|delete)\(", source))
+        assert changes == source.count("self._where("), method.name
+        assert source.count("insert(") <= source.count("'tenant_id': self.tenant_id}"), method.name
 
 
 def key(tenant: Tenant, digit: str, name: str = "ci") -> ApiKey:

@@ -28,7 +28,10 @@ from tests.upstream.script import (
     error_body,
     event,
     head,
+    named_event,
     reply,
+    response,
+    response_events,
     sse,
     stream_head,
     usage_chunk,
@@ -240,6 +243,29 @@ DIRTY_STREAMS: dict[str, Scenario] = {
     "trailing_events": opened(*sse(DONE, chunk({"content": "after the end"})), ["end"], before=(ROLE, *CONTENT, STOP)),
 }
 
+
+def native(events: list[dict[str, Any]]) -> Script:
+    """A stream of the responses dialect."""
+    return [stream_head(RATE_HEADERS), *(["chunk", named_event(value)] for value in events), ["end"]]
+
+
+NATIVE_FAILURE = {
+    "type": "response.failed",
+    "sequence_number": 5,
+    "response": response([], "failed", error={"code": "server_error", "message": "the model broke"}),
+}
+NATIVE: dict[str, Scenario] = {
+    "native_ok": either(lambda _: reply(200, dump(response()), RATE_HEADERS), lambda _: native(response_events())),
+    "native_early_failure": either(
+        lambda _: reply(200, dump(NATIVE_FAILURE["response"])),
+        lambda _: native([*response_events()[:3], NATIVE_FAILURE]),
+    ),
+    "native_late_failure": lambda _: native([*response_events()[:5], NATIVE_FAILURE]),
+    "native_cut": lambda _: [*native(response_events()[:6])[:-1], ["close"]],
+    "native_gated": lambda _: [["gate", "go"], *reply(200, dump(response()))],
+}
+"""Answers of a provider that speaks the responses dialect itself."""
+
 PACED: dict[str, Scenario] = {
     "slow_first_byte": either(
         lambda request: [["gate", "go"], *reply(200, dump(completion()))],
@@ -342,6 +368,7 @@ SCENARIOS: dict[str, Scenario] = {
     "echo_in_stream": echo_in_stream,
     **CLEAN,
     **DIRTY_STREAMS,
+    **NATIVE,
     **PACED,
     **BROKEN,
     **broken_streams(),

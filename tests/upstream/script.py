@@ -126,3 +126,57 @@ def error_body(message: str, code: str | None = None, kind: str = "server_error"
 ROLE = chunk({"role": "assistant", "content": ""})
 CONTENT = [chunk({"content": piece}) for piece in PIECES]
 STOP = chunk({}, "stop")
+
+
+def response(output: list[dict[str, Any]] | None = None, status: str = "completed", **changes: Any) -> dict[str, Any]:
+    """A response object of a provider that speaks the responses dialect itself."""
+    return {
+        "id": "resp_upstream",
+        "object": "response",
+        "created_at": CREATED,
+        "model": DATED_MODEL,
+        "status": status,
+        "output": [MESSAGE] if output is None else output,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": RESPONSE_USAGE,
+        "x_native": 1.50,
+        **changes,
+    }
+
+
+RESPONSE_USAGE = {
+    "input_tokens": 100,
+    "input_tokens_details": {"cached_tokens": 64, "cache_write_tokens": 0},
+    "output_tokens": 40,
+    "output_tokens_details": {"reasoning_tokens": 30},
+    "total_tokens": 140,
+}
+OUTPUT_TEXT = {"type": "output_text", "text": TEXT, "annotations": [], "logprobs": []}
+MESSAGE = {"id": "msg_up", "type": "message", "status": "completed", "role": "assistant", "content": [OUTPUT_TEXT]}
+
+
+def response_events() -> list[dict[str, Any]]:
+    """A whole stream of the responses dialect."""
+    begun = response([], "in_progress", usage=None)
+    item = {**MESSAGE, "status": "in_progress", "content": []}
+    place = {"item_id": "msg_up", "output_index": 0, "content_index": 0}
+    part = {**OUTPUT_TEXT, "text": ""}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": begun},
+        {"type": "response.in_progress", "response": begun},
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {"type": "response.content_part.added", **place, "part": part},
+        *({"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []} for piece in PIECES),
+        {"type": "response.output_text.done", **place, "text": TEXT, "logprobs": []},
+        {"type": "response.content_part.done", **place, "part": OUTPUT_TEXT},
+        {"type": "response.output_item.done", "output_index": 0, "item": MESSAGE},
+        {"type": "response.completed", "response": response()},
+    ]
+    return [{**event, "sequence_number": number} for number, event in enumerate(events)]
+
+
+def named_event(value: dict[str, Any]) -> str:
+    """One server-sent event with its type as its name, as the responses dialect has them."""
+    return f"event: {value['type']}\ndata: {dump(value)}\n\n"

@@ -13,7 +13,7 @@ from openai.types.responses import Response
 from pydantic import TypeAdapter
 
 from hortator.errors import Inapplicable, InvalidReply, InvalidRequest
-from hortator.wire import responses
+from hortator.wire import responses, responses_items
 
 RESPONSE = TypeAdapter(Response)
 Json = dict[str, Any]
@@ -137,8 +137,16 @@ def test_reasoning_text_and_parallel_calls_become_one_message_and_outputs_follow
 
 
 def test_system_messages_at_the_beginning_become_one_because_templates_take_no_second() -> None:
-    found = messages({"role": "developer", "content": "B"}, {"role": "user", "content": "C"}, instructions="A")
-    assert found == [{"role": "system", "content": "A\n\nB"}, {"role": "user", "content": "C"}]
+    parts = [{"type": "input_text", "text": text} for text in ("B", "C")]
+    found = messages({"role": "developer", "content": parts}, {"role": "user", "content": "D"}, instructions="A")
+    assert found == [{"role": "system", "content": "A\n\nB\n\nC"}, {"role": "user", "content": "D"}]
+
+
+def test_a_provider_that_takes_chats_own_fields_only_is_not_sent_past_reasoning() -> None:
+    thought = {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
+    items = [{"role": "user", "content": "x"}, thought, {"role": "assistant", "content": "y"}]
+    asked = json.loads(msgspec.json.encode(responses.to_plain_chat(body(input=items))))
+    assert asked["messages"] == [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 
 
 def test_custom_tools_stay_custom_where_the_provider_has_them() -> None:
@@ -163,8 +171,8 @@ def test_only_allowed_tools_are_offered() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [WEATHER, {"type": "web_search"}]}, "tools[1]"),
-        ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools[0]"),
+        ({"tools": [WEATHER, {"type": "file_search", "vector_store_ids": []}]}, "tools[1]"),
+        ({"tools": [{"type": "mcp", "server_label": "m"}]}, "tools[0]"),
         ({"tools": [{"type": "code_interpreter", "container": "c"}]}, "tools[0]"),
         ({"tools": [{"type": "local_shell"}]}, "tools[0]"),
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search_preview"}}, "tool_choice"),
@@ -173,7 +181,7 @@ def test_only_allowed_tools_are_offered() -> None:
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
         ({"input": [{"id": "msg_1"}]}, "input[0]"),
-        ({"input": [{"type": "web_search_call", "id": "ws_1", "status": "completed"}]}, "input[0]"),
+        ({"input": [{"type": "file_search_call", "id": "fs_1", "status": "completed"}]}, "input[0]"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
             "input[0].content[0].file_id",
@@ -220,15 +228,27 @@ def test_requests_that_are_wrong_are_told_where(fields: Json, code: str, param: 
 
 
 def test_what_has_no_meaning_in_chat_is_named_in_the_answer() -> None:
-    items = [
+    items: list[Json] = [
         {"role": "user", "content": "x"},
         {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "X"},
     ]
-    asked = {"input": items, "include": ["reasoning.encrypted_content"], "truncation": "auto"}
+    items.append({"type": "web_search_call", "id": "ws_1", "status": "completed"})
+    asked: Json = {
+        "input": items,
+        "include": ["reasoning.encrypted_content"],
+        "truncation": "auto",
+        "client_metadata": {"a": "b"},
+        "tools": [WEATHER, {"type": "web_search", "external_web_access": True}],
+    }
+    assert len(chat(**asked)["tools"]) == 1
+    assert len(messages(*items)) == 1
     assert answer({"content": "y"}, request=asked)["hortator_omitted"] == [
         "truncation",
+        "client_metadata",
         "include[reasoning.encrypted_content]",
+        "tools[1]",
         "input[1].encrypted_content",
+        "input[2]",
     ]
     assert "hortator_omitted" not in answer({"content": "y"})
 
@@ -284,6 +304,14 @@ def test_usage_keeps_cached_and_reasoning_tokens_and_comes_back_the_same() -> No
 def test_what_is_not_a_finished_response_is_refused(reply: bytes) -> None:
     with pytest.raises(InvalidReply):
         responses.read_whole(reply)
+
+
+def test_text_in_parts_is_joined_and_an_odd_annotation_does_no_harm() -> None:
+    parts = [{"type": "text", "text": "A"}, {"type": "text", "text": "ve"}]
+    message = {"role": "assistant", "content": parts, "annotations": [{"url_citation": 5}]}
+    reply = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}).encode()
+    [item] = json.loads(responses.from_chat(reply, body(), "resp_01", 7.0))["output"]
+    assert item["content"][0]["text"] == "Ave"
 
 
 def test_a_failed_response_is_read_as_an_error() -> None:
@@ -360,3 +388,39 @@ def test_numbers_and_unknown_fields_keep_their_spelling() -> None:
     asked = msgspec.json.encode(responses.to_chat(responses.parse(raw).body))
     for spelling in (b'"temperature":1.50', b'"x":12345678901234567890', b'"parameters":{"a":1.0}'):
         assert spelling in asked
+
+
+def test_input_is_kept_as_items_and_listed_with_ids() -> None:
+    items = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"type": "function_call_output", "call_id": "c", "output": "d"},
+        {"type": "reasoning", "id": "rs_own", "summary": []},
+    ]
+    kept = responses_items.input_items(body(input=items))
+    listed = json.loads(msgspec.json.encode(responses_items.with_ids([json_fields(item) for item in kept], "resp_7")))
+    assert [item["id"] for item in listed] == ["msg_7i00", "msg_7i01", "fco_7i02", "rs_own"]
+    assert listed[0]["content"] == [{"type": "input_text", "text": "a"}]
+    assert listed[1]["content"] == [{"type": "output_text", "text": "b", "annotations": []}]
+    assert "id" not in json.loads(bytes(kept[0]))
+    [text] = responses_items.input_items(body(input="x"))
+    assert json.loads(bytes(text))["content"] == [{"type": "input_text", "text": "x"}]
+
+
+def json_fields(item: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    return msgspec.json.decode(item, type=dict[str, msgspec.Raw])
+
+
+def test_tokens_are_estimated_and_images_by_their_number() -> None:
+    image = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 100_000}
+    few = responses_items.estimated_tokens(body(input=[{"role": "user", "content": [image]}]))
+    assert 700 < few < 800
+    assert responses_items.estimated_tokens(body(input="x" * 400)) == 100
+
+
+def test_a_body_too_deep_to_be_counted_is_refused() -> None:
+    deep = "[" * 900 + "]" * 900
+    raw = f'{{"model":"m","input":"x","tools":[{{"type":"function","parameters":{deep}}}]}}'.encode()
+    with pytest.raises(InvalidRequest) as refused:
+        responses_items.estimated_tokens(responses.parse_count(raw))
+    assert refused.value.code == "too_deep"

@@ -19,10 +19,11 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from hortator.errors import ConnectionLost, TruncatedStream
+from hortator.errors import ConnectionLost, InvalidReply, TruncatedStream
+from hortator.wire import dialects, responses_replay
 from hortator.wire.chat_stream import ChatStream, ErrorEvent
 from hortator.wire.responses import parse
-from hortator.wire.responses_stream import ResponsesFromChat, ResponsesStream
+from hortator.wire.responses_stream import ResponsesFromChat, ResponsesStream, last_response
 from hortator.wire.sse import EventSplitter
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.jsonl"))
@@ -250,6 +251,20 @@ def test_a_stream_that_breaks_ends_with_a_failed_response_and_no_call_that_is_no
     assert not [event for event in events if event["type"] == "response.output_item.done"]
 
 
+def test_a_chunk_that_cannot_be_read_fails_the_stream() -> None:
+    about = dialects.Asked(parse(json.dumps(request()).encode()).body, "req_1", CREATED, True)
+    reader = dialects.reader("responses", "chat", about)
+    call = {"index": 0, "id": "c1", "type": "custom", "custom": {"name": "patch", "input": 5}}
+    assert reader.feed([json.dumps(chunk({"tool_calls": [call]})).encode()]) == b""
+    assert isinstance(reader.failure, InvalidReply)
+
+
+def test_text_that_comes_in_parts_is_joined() -> None:
+    parts = [{"type": "text", "text": "A"}, {"type": "text", "text": "ve"}]
+    output = check_life_cycle(translated(request(), [chunk({"content": parts}), chunk({}, "stop")]))
+    assert output[0]["content"][0]["text"] == "Ave"
+
+
 def test_a_stream_that_fails_before_it_began_gets_an_error_event() -> None:
     stream = ResponsesFromChat(parse(json.dumps(request()).encode()).body, ID, CREATED)
     [event] = events_in(stream.failed(ConnectionLost("gone")))
@@ -272,6 +287,50 @@ def test_characters_that_the_network_split_come_out_whole(data: st.DataObject) -
         out += stream.feed(chat.payloads(splitter.feed(wire[start:stop])))
     output = check_life_cycle(list(events_in(out + stream.end())))
     assert output[0]["content"][0]["text"] == "".join(said)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_a_finished_response_is_told_again_with_a_whole_life_cycle(path: Path) -> None:
+    last = json.loads(path.read_text().splitlines()[-1])["event"]["response"]
+    told = responses_replay.events(json.dumps(last).encode())
+    assert check_life_cycle(list(events_in(b"".join(told)))) == last["output"]
+
+
+def test_an_unfinished_response_is_told_as_far_as_it_is_and_nothing_changes_later() -> None:
+    last = json.loads(GOLDEN[0].read_text().splitlines()[-1])["event"]["response"]
+    stages = [
+        responses_replay.events(json.dumps({**last, "status": status, "output": []}).encode())
+        for status in ("queued", "in_progress")
+    ]
+    whole = responses_replay.events(json.dumps(last).encode())
+    assert [len(stage) for stage in stages] == [1, 2]
+    assert whole[:2] == stages[1]
+    assert whole[:1] == stages[0]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b": keep-alive\n\n",
+        b'{"object":"response"}',
+        b"event: response.completed\ndata: {}\n\n",
+        b"event: x\ndata: y\n\n",
+    ],
+)
+def test_what_holds_no_finished_response_is_not_kept(said: bytes) -> None:
+    assert last_response(said) is None
+
+
+def test_the_last_events_response_is_what_is_kept() -> None:
+    events = translated(request(), [chunk({"content": "event: response.completed\n\n"}), chunk({}, "stop")])
+    pieces = [b"event: %b\ndata: %b\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in events]
+    assert [last_response(piece) for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    for said in (pieces[-1], b"".join(pieces)):
+        last = last_response(said)
+        assert last is not None
+        assert (last.id, last.status) == (ID, "completed")
+        assert json.loads(last.body) == events[-1]["response"]
 
 
 def own(events: list[Json]) -> list[bytes]:
