@@ -25,7 +25,7 @@ from hortator.api.inference import EVENT_STREAM, Exchange, Manner, Seen, allow, 
 from hortator.api.reading import HangUp, Receive, Scope, Send, bearer, expect_json, read_body
 from hortator.api.wishes import take_wish
 from hortator.archive import Archive, Background
-from hortator.call import Call, Caller, ModelId, RequestId
+from hortator.call import Call, Caller, ModelId, RequestId, Wish
 from hortator.dispatch import Trace
 from hortator.errors import HortatorError, InvalidRequest, NotFound
 from hortator.gateway import Gateway
@@ -103,6 +103,7 @@ class ResponsesDoor:
             caller = await self._gateway.on_behalf(caller, wish.tenant_id)
             wish = replace(wish, tenant_id=None)
         if parsed.body.get("background") == _TRUE:
+            _write_down(exchange, wish, as_sent)
             await self._begin(exchange, trace, caller, parsed._replace(body=as_sent), now)
             return
         seen = await self._prepare(caller, parsed.body, now)
@@ -147,8 +148,7 @@ class ResponsesDoor:
             raise _nothing_kept("background")
         if body.get("store") == _FALSE:
             raise InvalidRequest("background needs store=true.", code="invalid_value", param="store")
-        for switch in ("hortator_retry", "hortator_fallback"):
-            may(dict(body), switch)
+        may(body.copy(), "hortator_fallback")
         for field in ("stream", "stream_options"):  # nobody reads along while it is made
             body.pop(field, None)
         id = responses.response_id(exchange.id, now)
@@ -261,6 +261,20 @@ class ResponsesDoor:
         if self._archive is None:
             raise NotFound(f"Response with id '{id[:100]}' not found.", code="response_not_found")
         return self._archive
+
+
+def _write_down(exchange: Exchange, wish: Wish, body: Object) -> None:
+    """Put what the headers say of a request for the background into its body, where the same can be said: they are not kept."""
+    said: dict[str, object] = {}
+    if wish.task_type is not None:
+        said["task_type"] = wish.task_type
+    if wish.force_local:
+        said["force_local"] = True
+    if said:
+        metadata = given(body, "metadata")
+        body["metadata"] = raw({**({} if metadata is None else fields(metadata, "metadata")), **said})
+    if resend(exchange.headers, body.copy()) == "never":
+        body["hortator_retry"] = _FALSE
 
 
 async def walk(gateway: Gateway, caller: Caller, body: Object, received_at: float) -> bytes:

@@ -54,7 +54,7 @@ _ROLES = frozenset(("user", "assistant", "system", "developer"))
 _TYPE_TEXT = Raw(b'"text"')
 
 
-class StreamOptions(Struct):
+class ResponseStreamOptions(Struct):
     """`include_usage` is not a parameter of this dialect, but some clients send it to the chat door in this dialect's form."""
 
     include_usage: bool | None = None
@@ -67,7 +67,7 @@ class ResponsesRequest(Struct):
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     input: str | list[Object] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     background: bool | None = None
     context_management: list[Object] | None = None
     conversation: str | Object | None = None

@@ -376,6 +376,16 @@ def test_the_gateways_switches_stay_here_also_in_the_background(door: Door, upst
     assert refused.error["param"] == "hortator_retry"
 
 
+def test_what_headers_say_holds_in_the_background_too(gateway: Gateway, door: Door, upstream: Upstream) -> None:
+    mark = upstream.plan("status_503", own="native_ok")
+    document = {"model": "mixed", "input": "?", "user": mark, "background": True}
+    headers = {"x_hortator_no_retry": "true", "x_hortator_task_type": "code"}
+    begun = door.call("POST", PATH, json.dumps(document).encode(), **headers).json
+    assert finished(door, begun["id"])["error"]["code"] == "upstream_503"
+    assert len(upstream.seen(mark)) == 1
+    assert eventually(lambda: [row for row in gateway.rows() if row["task_type"] == "code"], "its record")
+
+
 def test_a_background_response_goes_on_from_the_response_before(door: Door, upstream: Upstream) -> None:
     first = ask(door, upstream, CHAT, "ok").json["id"]
     mark = upstream.plan("ok")
