@@ -3,7 +3,7 @@
  * POST .../chat/completions answers a chat completion of about 690 bytes or, when the body asks for "stream": true, a stream of
  * --chunks content chunks, one every --gap-ms, then a usage chunk (only if the body asks for "include_usage": true) and [DONE].
  * --delay-ms waits before the reply. GET .../models lists the model, GET /stats counts what happened. Bodies come by Content-Length
- * or chunked. One request at a time on a connection (no pipelining); Expect: 100-continue is ignored.
+ * or chunked. POST .../responses, .../messages and .../embeddings answer a whole reply at once. One request at a time on a connection (no pipelining); Expect: 100-continue is ignored.
  *
  *     mock --port 9000 [--delay-ms 0] [--chunks 50] [--gap-ms 10]
  */
@@ -67,8 +67,8 @@ static uint64_t delay_ns, gap_ns = 10000000ull;
 static int chunk_count = 50;
 static uint64_t count_requests, count_streams, count_completed, count_aborted, count_active;
 
-static char json_reply[2048], not_found_reply[512], models_reply[512];
-static size_t json_reply_length, not_found_reply_length, models_reply_length;
+static char json_reply[2048], not_found_reply[512], models_reply[512], response_reply[2048], message_reply[1024], embedding_reply[1024];
+static size_t json_reply_length, not_found_reply_length, models_reply_length, response_reply_length, message_reply_length, embedding_reply_length;
 static struct buffer stream_parts[MAX_CHUNKS + 2]; /* 0..n-1 chunks, then the end without and with usage */
 
 static const char *WORDS[] = {"All", " roads", " lead", " to", " Rome", ","};
@@ -165,6 +165,23 @@ static void build_replies(void) {
     not_found_reply_length = whole_reply(not_found_reply, sizeof not_found_reply, "404 Not Found",
                                          "{\"error\":{\"message\":\"the mock serves chat completions only\",\"type\":\"invalid_request_error\","
                                          "\"param\":null,\"code\":\"unknown_url\"}}");
+    response_reply_length = whole_reply(
+        response_reply, sizeof response_reply, "200 OK",
+        "{\"id\":\"resp_bench\",\"object\":\"response\",\"created_at\":1790000000,\"status\":\"completed\",\"model\":\"bench-model\",\"error\":null,"
+        "\"incomplete_details\":null,\"output\":[{\"type\":\"message\",\"id\":\"msg_bench\",\"status\":\"completed\",\"role\":\"assistant\","
+        "\"content\":[{\"type\":\"output_text\",\"text\":\"All roads lead to Rome, and the shortest of them is the one that somebody had paved "
+        "long before you ever set out.\",\"annotations\":[]}]}],\"parallel_tool_calls\":true,\"tool_choice\":\"auto\",\"tools\":[],"
+        "\"usage\":{\"input_tokens\":210,\"input_tokens_details\":{\"cached_tokens\":0},\"output_tokens\":50,"
+        "\"output_tokens_details\":{\"reasoning_tokens\":0},\"total_tokens\":260}}");
+    message_reply_length = whole_reply(
+        message_reply, sizeof message_reply, "200 OK",
+        "{\"id\":\"msg_bench\",\"type\":\"message\",\"role\":\"assistant\",\"model\":\"bench-model\",\"content\":[{\"type\":\"text\",\"text\":\"All "
+        "roads lead to Rome, and the shortest of them is the one that somebody had paved long before you ever set out.\"}],"
+        "\"stop_reason\":\"end_turn\",\"stop_sequence\":null,\"usage\":{\"input_tokens\":210,\"output_tokens\":50}}");
+    embedding_reply_length = whole_reply(
+        embedding_reply, sizeof embedding_reply, "200 OK",
+        "{\"object\":\"list\",\"model\":\"Rome\",\"data\":[{\"object\":\"embedding\",\"index\":0,\"embedding\":[0.25,-0.5,0.125,0.75]}],"
+        "\"usage\":{\"prompt_tokens\":210,\"total_tokens\":210}}");
     models_reply_length = whole_reply(models_reply, sizeof models_reply, "200 OK",
                                       "{\"object\":\"list\",\"data\":[{\"id\":\"bench-model\",\"object\":\"model\",\"created\":1790000000,"
                                       "\"owned_by\":\"bench\"}]}");
@@ -311,6 +328,9 @@ static int answer(struct connection *c) {
     const char *body = c->in.data + c->head_length;
     if (c->is_get) return answer_get(c);
     c->phase = REPLYING;
+    if (strstr(c->path, "/responses")) return send_bytes(c, response_reply, response_reply_length) && finish(c);
+    if (strstr(c->path, "/messages")) return send_bytes(c, message_reply, message_reply_length) && finish(c);
+    if (strstr(c->path, "/embeddings")) return send_bytes(c, embedding_reply, embedding_reply_length) && finish(c);
     if (!c->is_chat) return send_bytes(c, not_found_reply, not_found_reply_length) && finish(c);
     c->work = asks(body, c->body_length, "\"stream\"") ? STREAM_REPLY : JSON_REPLY;
     c->include_usage = asks(body, c->body_length, "\"include_usage\"");
