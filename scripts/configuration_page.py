@@ -74,6 +74,8 @@ def sections() -> list[tuple[type[msgspec.Struct], str]]:
                 found.append((get_args(kind)[1], f"`{name}.{inner}`, each value"))
             elif isinstance(kind, type) and issubclass(kind, document.Paths):
                 found.append((kind, f"`{name}.{inner}`, each as in `{name}.task_types`"))
+            elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+                found.append((kind, f"`{name}.{inner}`"))
     return found
 
 
