@@ -258,3 +258,67 @@ responses = Table(
     Index(None, "status"),
 )
 """JSON is kept as bytes: what a client gets again is what it got, and JSONB takes neither every number nor every character."""
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", Uuid(as_uuid=False), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(50), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+    Index(None, "tenant_id", "id"),
+    Index(None, "expires_at"),
+)
+"""No foreign keys: a content whose tenant is gone must still be found to be deleted."""
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", Uuid(as_uuid=False), nullable=False),
+    Column("key_hash", String(64), nullable=False),
+    Column("endpoint", String(100), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("metadata", Json),
+    Column("model", String(512)),
+    Column("errors", Json),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("output_seconds", Integer),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    Column("in_progress_at", Instant),
+    Column("finalizing_at", Instant),
+    Column("completed_at", Instant),
+    Column("failed_at", Instant),
+    Column("expired_at", Instant),
+    Column("cancelling_at", Instant),
+    Column("cancelled_at", Instant),
+    Column("lease_owner", String(64)),
+    Column("lease_until", Instant),
+    Index(None, "tenant_id", "id"),
+    Index(None, "status"),
+)
+
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("line", Integer, primary_key=True, autoincrement=False),
+    Column("tenant_id", Uuid(as_uuid=False), nullable=False),
+    Column("succeeded", Boolean, nullable=False),
+    Column("result", LargeBinary, nullable=False),
+)
+"""What became of the lines of batches that are not finished; then it moves to their files."""
