@@ -21,6 +21,7 @@ from hortator.api.harpoon import ProviderState, Sources
 from hortator.api.reading import Receive, Scope, Send, naming
 from hortator.api.responses import walk
 from hortator.archive import Archive, Background
+from hortator.batching import Batching
 from hortator.call import Caller
 from hortator.dispatch.balance import Balance
 from hortator.doors import Doors
@@ -105,6 +106,7 @@ class App:
         self._health: asyncio.Task[None] | None = None
         self._archive = archive(settings, self.database)
         self._background = None if self._archive is None else self._in_background(self._archive)
+        self._batching = Batching(settings, self.database, self._identity, lambda: self._rooms.gateway)
         self._tasks: list[asyncio.Task[None]] = []
         self.reload = Reload(settings, read, self._change)
         self._changed = changed
@@ -125,6 +127,7 @@ class App:
         self._open(self._rooms)
         if self._background is not None:
             await self._background.start()
+        await self._batching.start()
         self._tasks.append(asyncio.create_task(self.reload.run(), name="reload"))
         self._tasks.append(asyncio.create_task(self._retention.run(), name="retention"))
         if not self._migrated:
@@ -138,6 +141,7 @@ class App:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._background is not None:
             await self._background.drain()
+        await self._batching.drain()
         await self._upstream.close()
         if self._local is not None:
             await self._local.stop()
@@ -180,7 +184,12 @@ class App:
         rooms.take_over()
         sources = Sources(self._provider_states, rooms.prices.cost, rules_by_tier(rooms.gateway.rules))
         self._doors = Doors(
-            rooms.gateway, rooms.settings.server.max_body_bytes, sources, self._archive, self._background
+            rooms.gateway,
+            rooms.settings.server.max_body_bytes,
+            sources,
+            self._archive,
+            self._background,
+            self._batching.door,
         )
         self._health = asyncio.create_task(rooms.health.run(), name="health")
 
@@ -236,6 +245,11 @@ class App:
                 Reading("hortator_traces_queued", "Requests whose trace waits.", traces.queued),
             ]
         found += self._archive_readings()
+        batches, lines = self._batching.running
+        found += [
+            Reading("hortator_batches_running", "Batches that this process works on.", batches),
+            Reading("hortator_batch_lines_in_flight", "Their lines that are being answered.", lines),
+        ]
         sizes = {"known": keys.known, "refused": keys.refused, "waiting": keys.waiting}
         text = "Keys in the cache, by what is known of them."
         found += [Reading("hortator_identity_keys", text, size, {"state": state}) for state, size in sizes.items()]

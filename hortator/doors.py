@@ -15,6 +15,7 @@ from hortator.api.openai import OpenAIDoor
 from hortator.api.reading import Receive, Scope, Send
 from hortator.api.responses import ResponsesDoor
 from hortator.archive import Archive, Background
+from hortator.batching import PATHS as STORED
 from hortator.gateway import Gateway
 
 Door = Callable[[Scope, Receive, Send, str], Awaitable[None]]
@@ -30,7 +31,10 @@ class Doors:
         sources: Sources,
         archive: Archive | None,
         background: Background | None,
+        stored: Door,
     ) -> None:
+        """`stored` is the door of files and batches, which all generations share."""
+        self._stored = stored
         self._openai = OpenAIDoor(gateway, max_body_bytes)
         self._messages = MessagesDoor(gateway, max_body_bytes)
         self._responses = ResponsesDoor(gateway, archive, background, max_body_bytes)
@@ -42,6 +46,8 @@ class Doors:
         if path.startswith("/v1/"):
             if path.startswith("/v1/responses") and path[13:14] in ("", "/"):
                 return self._responses
+            if path.startswith(STORED):
+                return self._stored
             return self._messages if path.startswith("/v1/m") and _is_messages(path, scope) else self._openai
         if path == route.PATH:
             return self._previews

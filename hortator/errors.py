@@ -299,14 +299,14 @@ class UpstreamRefused(UpstreamError):
 
 CODES = frozenset(
     (
-        "all_deployments_failed budget_exceeded client_closed_request content_filter context_length_exceeded "
-        "draining empty_array forbidden headers_too_large insufficient_quota internal_error invalid_api_key "
-        "invalid_header invalid_json invalid_request invalid_type invalid_value limits_unavailable "
+        "all_deployments_failed batch_not_active batch_not_found budget_exceeded client_closed_request content_filter context_length_exceeded "
+        "draining empty_array file_in_use file_not_found file_quota_exceeded file_too_large files_unavailable forbidden headers_too_large insufficient_quota internal_error invalid_api_key "
+        "invalid_form invalid_header invalid_json invalid_request invalid_type invalid_value limits_unavailable "
         "local_model_busy local_model_loading local_model_restarting local_model_unavailable malformed_http "
         "method_not_allowed missing_api_key missing_required_parameter missing_task_type model_not_allowed "
         "model_not_found model_not_priced no_local_deployment overloaded preferences_unsatisfiable rate_limit_exceeded "
         "request_timeout request_too_large schema_too_large store_unavailable superseded tenant_not_allowed "
-        "token_limit_exceeded too_deep too_many_concurrent_requests too_many_connections too_many_tools "
+        "token_limit_exceeded too_deep too_many_batches too_many_concurrent_requests too_many_connections too_many_tools "
         "unavailable unknown_url unsupported_by_model unsupported_content_encoding unsupported_endpoint "
         "unsupported_media_type unsupported_parameter unsupported_tool upstream_auth_failed upstream_connect_failed "
         "upstream_connect_timeout upstream_connection_lost upstream_error upstream_first_byte_timeout "

@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import openai
 import yaml
 
 from tests.door import Door
@@ -270,3 +271,11 @@ def running_gateway(home: Path, upstream: Upstream, /, **changes: Any) -> Iterat
             gateway.process.kill()
             gateway.process.wait()
         gateway.ports.close()
+
+
+@contextmanager
+def openai_client(gateway: Gateway, key: str | None = None) -> Iterator[openai.OpenAI]:
+    """The official client, which does not try again, as the gateway's own key or another one."""
+    base_url = f"http://127.0.0.1:{gateway.port}{gateway.prefix}/v1"
+    with openai.OpenAI(api_key=key or gateway.key, base_url=base_url, max_retries=0) as opened:
+        yield opened

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CODE = re.compile(r'(?:code|default_code)\s*=\s*"([a-z_]+)"')
-ROOMS = ("api", "dispatch", "providers", "routing", "wire", "tenancy", "errors.py")
+ROOMS = ("api", "batches", "store/blobs.py", "dispatch", "providers", "routing", "wire", "tenancy", "errors.py")
 NEVER_ON_THE_WIRE = {
     "invalid_configuration",  # start-up only
     "invalid_header",  # adapters check what they are given; no door passes client headers on

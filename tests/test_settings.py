@@ -524,3 +524,18 @@ def test_what_cannot_change_keeps_its_value_and_is_named(write: Write) -> None:
     assert settings.retry.ratio == 0
     assert applicable(settings, wanted)[1] == waiting, "it stays named until a restart"
     assert applicable(settings, running)[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("files: {s3: {bucket: b, endpoint: minio}}", "endpoint"),
+        ("files: {s3: {bucket: b, access_key_id: a}}", "access_key_id"),
+        ("files: {max_bytes: 1}", "max_bytes"),
+        ("batches: {lease_seconds: 0}", "lease_seconds"),
+    ],
+)
+def test_a_bad_setting_of_files_and_batches_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "hortator.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        load(tmp_path / "hortator.yaml", {})

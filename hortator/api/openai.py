@@ -27,14 +27,14 @@ from hortator.wire.dialects import Dialect
 
 Parse = Callable[[bytes], ParsedRequest]
 
-_OPERATIONS: dict[str, tuple[Dialect, Parse]] = {
+OPERATIONS: dict[str, tuple[Dialect, Parse]] = {
     "/v1/chat/completions": ("chat", responses.parse_chat),
     "/v1/completions": ("completions", completions.parse),
     "/v1/embeddings": ("embeddings", embeddings.parse),
     "/v1/moderations": ("moderations", moderations.parse),
 }
 _NOT_SERVED = (
-    "assistants audio batches chat/completions containers conversations evals files fine_tuning images realtime responses skills threads "
+    "assistants audio chat/completions containers conversations evals fine_tuning images realtime responses skills threads "
     "uploads vector_stores videos"
 ).split()
 """What else OpenAI documents under /v1: clients are told so, instead of that the URL is unknown."""
@@ -50,7 +50,7 @@ class OpenAIDoor:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> Awaitable[None]:
         """Answer one request to `path` (below the root path)."""
-        operation = _OPERATIONS.get(path)
+        operation = OPERATIONS.get(path)
         if operation is not None:
             return serve(scope, receive, send, OPENAI, partial(self._call, *operation))
         return serve(scope, receive, send, OPENAI, partial(self._other, path))

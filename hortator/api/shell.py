@@ -19,7 +19,7 @@ from hortator.api import administration, health
 from hortator.api.routes import described, refusal
 from hortator.errors import HortatorError, InvalidRequest, MethodNotAllowed, NotFound
 from hortator.tenancy.administration import Administration
-from hortator.wire import harpoon
+from hortator.wire import batches, harpoon
 from hortator.wire.chat import ChatRequest
 from hortator.wire.completions import CompletionRequest
 from hortator.wire.embeddings import EmbeddingsRequest
@@ -200,7 +200,7 @@ _MESSAGE_ERROR: dict[str, Any] = {
 
 def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     """Add the routes that the raw doors serve."""
-    kinds = [*(each.request for each in _CALLS), *administration.SCHEMAS, *harpoon.SCHEMAS]
+    kinds = [*(each.request for each in _CALLS), *administration.SCHEMAS, *harpoon.SCHEMAS, *batches.SCHEMAS]
     shapes, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
@@ -227,13 +227,46 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         ("400", "401", "403", "404", "408", "413", "415", "503"),
     )
     preview["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes[0]}}}
-    document["paths"] |= _harpoon() | _kept_responses()
+    document["paths"] |= _harpoon() | _kept_responses() | _stored()
     document["paths"] |= {
         "/api/v1/route": {"post": preview},
         "/v1/models": {"get": _operation("listModels", "List the models this key may use.", listing, ("401", "503"))},
         "/v1/models/{id}": {"get": one},
     }
     return document
+
+
+def _stored() -> dict[str, Any]:
+    """The addresses of files and batches."""
+    page = {"after": "The id of the last object of the page before", "limit": "Objects in a page"}
+    order = {"order": "asc or desc, by the time they were made; desc", "purpose": "Only files of this purpose"}
+    one, errors = ("id",), (401, 404, 503)
+    found = {
+        ("/v1/files", "post", "createFile"): described("FileObject", errors=(400, 401, 408, 413, 415, 503)),
+        ("/v1/files", "get", "listFiles"): described(None, query=page | order, errors=(400, 401, 503)),
+        ("/v1/files/{id}", "get", "retrieveFile"): described("FileObject", path=one, errors=errors),
+        ("/v1/files/{id}", "delete", "deleteFile"): described("DeletedFile", path=one, errors=(400, *errors)),
+        ("/v1/files/{id}/content", "get", "downloadFile"): described(None, path=one, errors=errors),
+        ("/v1/batches", "post", "createBatch"): described(
+            "BatchObject", body="BatchRequest", errors=(400, 401, 404, 408, 413, 415, 429, 503)
+        ),
+        ("/v1/batches", "get", "listBatches"): described(None, query=page, errors=(400, 401, 503)),
+        ("/v1/batches/{id}", "get", "retrieveBatch"): described("BatchObject", path=one, errors=errors),
+        ("/v1/batches/{id}/cancel", "post", "cancelBatch"): described("BatchObject", path=one, errors=(400, *errors)),
+    }
+    fields: dict[str, Any] = {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"enum": list(batches.PURPOSES)},
+    }
+    fields |= {f"expires_after[{name}]": {"type": "string"} for name in ("anchor", "seconds")}
+    form = {"type": "object", "required": ["file", "purpose"], "properties": fields}
+    upload, download = found["/v1/files", "post", "createFile"], found["/v1/files/{id}/content", "get", "downloadFile"]
+    upload["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    download["responses"]["200"]["content"] = {"application/octet-stream": {"schema": {"type": "string"}}}
+    paths: dict[str, Any] = {}
+    for (path, method, name), extra in found.items():
+        paths.setdefault(path, {})[method] = {"operationId": name, "tags": ["openai"], **extra}
+    return paths
 
 
 def _harpoon() -> dict[str, Any]:

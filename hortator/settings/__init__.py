@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from hortator.settings.changes import applicable
 from hortator.settings.document import (
+    S3,
     Admin,
+    Batches,
     Breaker,
     Card,
     Choice,
     DeploymentChoice,
     Feature,
+    Files,
     Identity,
     Ledger,
     Local,
@@ -40,12 +43,15 @@ from hortator.settings.secret import Secret
 __all__ = [
     "LOCAL",
     "PRESETS",
+    "S3",
     "Admin",
+    "Batches",
     "Breaker",
     "Card",
     "Choice",
     "DeploymentChoice",
     "Feature",
+    "Files",
     "Identity",
     "Ledger",
     "Local",

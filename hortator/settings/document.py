@@ -146,6 +146,51 @@ class Ledger(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Days that the audit log is kept. None = for ever."""
 
 
+class S3(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A bucket for the contents of files, on S3 or anything that speaks its protocol. Needs the extra `hortator[s3]`."""
+
+    bucket: Name | None = None
+    """Name of the bucket. None = contents are kept in the folder `files` of the home folder, for one replica."""
+    prefix: Annotated[str, Meta(max_length=200)] = ""
+    """Put before the name of every object, e.g. `hortator/`."""
+    endpoint: str | None = None
+    """Address of a service that is not AWS, e.g. `http://minio:9000`. None = AWS."""
+    region: Name | None = None
+    """Region of the bucket. None = AWS_REGION, else us-east-1."""
+    access_key_id: Secret | None = None
+    """None = AWS_ACCESS_KEY_ID, else the role of the machine. Never printed."""
+    secret_access_key: Secret | None = None
+    """Secret of that key. None = AWS_SECRET_ACCESS_KEY. Never printed."""
+
+
+class Files(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What clients send to `/v1/files`, and the results of batches."""
+
+    max_bytes: Bytes = 536_870_912
+    """Largest file, bytes; more is refused with 413. 512 MiB, as OpenAI's. Files go to their storage piece by piece."""
+    tenant_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 10_737_418_240
+    """Most bytes that the files of one tenant may take together (10 GiB); more is refused with 413. Results of batches count, but are
+    always written."""
+    s3: S3 = field(default_factory=S3)
+    """A bucket for the contents of files."""
+
+
+class Batches(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The work of `/v1/batches`."""
+
+    running: Annotated[int, Meta(ge=0, le=1000)] = 8
+    """Batches that one process works on at once; others wait in the store. Half of them, at least one, may be one tenant's. 0 = this
+    process works on none."""
+    lines: Annotated[int, Meta(ge=1, le=10_000)] = 8
+    """Lines of one batch that are answered at once."""
+    process_lines: Annotated[int, Meta(ge=1, le=10_000)] = 32
+    """Lines of all batches that one process has answered at once."""
+    tenant_unfinished: Count = 100
+    """Most batches of a tenant that are not finished; more are refused with 429."""
+    lease_seconds: Annotated[float, Meta(ge=1, le=600)] = 15.0
+    """Seconds after which another process takes over a batch whose own one has died."""
+
+
 class Streaming(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Streamed replies."""
 
@@ -454,6 +499,10 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How many calls run at once."""
     ledger: Ledger = field(default_factory=Ledger)
     """Usage records on their way to the store."""
+    files: Files = field(default_factory=Files)
+    """What clients send to `/v1/files`, and the results of batches."""
+    batches: Batches = field(default_factory=Batches)
+    """The work of `/v1/batches`."""
     stream: Streaming = field(default_factory=Streaming)
     """Streamed replies."""
     timeouts: Timeouts = field(default_factory=Timeouts)

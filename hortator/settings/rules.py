@@ -52,6 +52,11 @@ class Rules:
         proxy = self._document.upstream.proxy_url
         if proxy is not None:
             self._single("upstream", "proxy_url", url_problem(proxy.reveal(), credentials=True))
+        bucket = self._document.files.s3
+        if bucket.endpoint is not None and (problem := url_problem(bucket.endpoint)) is not None:
+            self._note(bucket, "endpoint", problem)
+        if (bucket.access_key_id is None) != (bucket.secret_access_key is None):
+            self._note(bucket, "access_key_id", "needs `secret_access_key`, and the reverse")
         if self._document.tracing.endpoint is not None:
             self._single("tracing", "endpoint", url_problem(self._document.tracing.endpoint))
         self._file("upstream", "ca_file", self._document.upstream.ca_file)

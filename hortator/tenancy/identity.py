@@ -149,8 +149,12 @@ class Identity:
         return await self._look_up(sha256(data).digest())
 
     async def holder(self, key_hash: KeyHash) -> Caller:
-        """The caller of a key that is known by its hash: for work that outlived its request. Raises as `authenticate` does."""
-        return await self._look_up(bytes.fromhex(key_hash))
+        """The caller of a key that is known by its hash: for work that outlives its request. Raises as `authenticate` does."""
+        digest = bytes.fromhex(key_hash)
+        entry = self._known.get(digest)
+        if entry is not None and time.monotonic() < entry.fresh_until:
+            return entry.caller
+        return await self._look_up(digest)
 
     async def _look_up(self, digest: bytes) -> Caller:
         """The caller of a key that is not known well enough to do without asking."""

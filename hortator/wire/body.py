@@ -65,7 +65,7 @@ def _invalid(text: str) -> InvalidRequest:
         return InvalidRequest(f"Unknown parameter: '{name[:100]}'.", code="unknown_parameter", param=name[:100])
     if problem.startswith("Expected `array` of length >= 1"):
         return InvalidRequest(f"'{param}' must not be empty.", code="empty_array", param=param)
-    if problem.startswith(("Expected `str` of length", "Invalid enum value", "Expected `int` >=")):
+    if problem.startswith(("Expected `str` of length", "Invalid enum value", "Expected `int` >=", "Expected `int` <=")):
         return InvalidRequest(f"Invalid '{param}': {problem}.", code="invalid_value", param=param)
     if param is None:
         return InvalidRequest(f"The body must be a JSON object: {problem}.", code="invalid_type")

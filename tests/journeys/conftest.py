@@ -26,3 +26,11 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
 @pytest.fixture(scope="session")
 def door(gateway: Gateway) -> Door:
     return gateway.door
+
+
+@pytest.fixture(scope="session")
+def stranger(gateway: Gateway) -> str:
+    """A key of another tenant."""
+    namespace = ("--namespace", "strangers")
+    gateway.command("tenants", "create", "--config", str(gateway.config), "--name", "Strangers", *namespace)
+    return gateway.new_key("stranger", "--tenant", "strangers")

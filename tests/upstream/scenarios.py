@@ -159,13 +159,14 @@ def multi_line(request: Request) -> Script:
 
 
 def statuses() -> dict[str, Scenario]:
-    """`status_N` (an OpenAI error), `html_N`, `empty_N` and `echo_N` (repeats the credential) for each error status."""
+    """`status_N` (an OpenAI error), `busy_N` (one that may be asked again at once), `html_N`, `empty_N` and `echo_N` (repeats the credential) for each error status."""
     found: dict[str, Scenario] = {}
     for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 502, 503, 504, 529):
         extra = {"retry-after": "7", **RATE_HEADERS} if status in (429, 503, 529) else {}
         kind = "invalid_request_error" if status < 429 else "server_error"
         body = error_body(f"upstream says {status}", f"upstream_{status}", kind, "messages" if status == 400 else None)
         found[f"status_{status}"] = fixed(*reply(status, body, extra))
+        found[f"busy_{status}"] = fixed(*reply(status, body, {"retry-after": "0"}))
         found[f"html_{status}"] = fixed(*reply(status, f"<html><h1>{status}</h1></html>", extra, "text/html"))
         found[f"empty_{status}"] = fixed(*reply(status, "", extra))
         found[f"echo_{status}"] = echo(status)
