@@ -117,7 +117,8 @@ def _named(
 def fitted(decision: Decision, call: Call, caller: Caller, catalogue: Catalogue) -> tuple[Decision, Sifted]:
     """Return a named model's decision without what cannot serve the request, and what became of the model itself.
 
-    Where no deployment of it can, its fallbacks do: those for long requests when it is too long. Raises InvalidRequest.
+    Where no deployment of it can, its fallbacks do, unless the request wants none: those for long requests when it is too long.
+    Raises InvalidRequest.
     """
     conditions = terms(needs(call.body), call.wish, caller)._replace(priced=False)  # limits say so themselves
     own = sift(Candidate(_route(decision), catalogue.cards(decision.model)), conditions)
@@ -132,6 +133,8 @@ def fitted(decision: Decision, call: Call, caller: Caller, catalogue: Catalogue)
     if own.excluded is None:
         return decision, own
     is_long = own.excluded.bound == "context_window"
+    if not call.fallback:
+        raise refusal([own])
     instead = decision.context_fallbacks if is_long else decision.fallbacks
     if not instead:
         raise refusal([own])

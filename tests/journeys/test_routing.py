@@ -17,6 +17,7 @@ ROUTING = {
         "one/scripted": {"tier": "primary", "quality": 6, "speed": 100},
         "two/scripted": {"tier": "local", "quality": 5.5, "speed": 100},
         "closed/scripted": {"tier": "local", "quality": 5.6, "speed": 100},
+        "plain": {"lacks": ["json_schema"]},
     },
     "task_types": {
         "extraction": {"models": ["one/scripted", "two/scripted"]},
@@ -25,9 +26,14 @@ ROUTING = {
 }
 
 
+MODELS = [
+    {"id": "plain", "deployments": [{"provider": "one", "model": "scripted"}], "fallbacks": ["two/scripted"]},
+]
+
+
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Gateway]:
-    with running_gateway(tmp_path_factory.mktemp("routing"), upstream, routing=ROUTING) as running:
+    with running_gateway(tmp_path_factory.mktemp("routing"), upstream, routing=ROUTING, models=MODELS) as running:
         yield running
 
 
@@ -79,6 +85,18 @@ def test_force_local_never_leaves_not_even_when_all_local_ones_fail(door: Door, 
 def test_nothing_but_true_and_false_is_a_force_local(door: Door) -> None:
     reply = door.chat(MODEL, "x", metadata={"force_local": "perhaps"})
     assert (reply.status, reply.error["param"]) == (400, "metadata.force_local")
+
+
+def test_a_model_that_cannot_serve_a_request_is_not_replaced_where_no_fallback_is_wanted(
+    door: Door, upstream: Upstream
+) -> None:
+    mark = upstream.plan("ok")
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    replaced = door.chat("plain", mark, response_format=schema)
+    assert (replaced.status, replaced.header("x-hortator-model")) == (200, "two/scripted")
+    kept = door.chat("plain", mark, response_format=schema, hortator_fallback=False)
+    assert (kept.status, kept.error["code"]) == (400, "unsupported_by_model")
+    assert len(upstream.seen(mark)) == 1
 
 
 def test_preferences_are_not_sent_on(door: Door, upstream: Upstream) -> None:
