@@ -319,7 +319,9 @@ def _found(catalogue: Catalogue, allowed: tuple[str, ...], wanted: str) -> Card 
     for card in cards:
         if card.id == wanted:
             return card
-    return next((card for card in cards if card.model == wanted), None)
+    same = [card for card in cards if card.model == wanted]
+    own = (card for card in same if card.id == f"{card.provider}/{card.model}")  # before a name that stands for several
+    return next(own, same[0] if same else None)
 
 
 def _shown(card: Card) -> Model:

@@ -60,7 +60,7 @@ def harpoon(tmp_path_factory: pytest.TempPathFactory, own: Upstream) -> Iterator
         folder,
         own,
         providers=providers,
-        models=[],
+        models=[{"id": "mine", "deployments": [{"provider": "odd", "model": PLACES["odd"][0]}]}],
         routing={"cards": cards},
         ledger={"price_overrides": str(folder / "prices.yaml")},
     ) as running:
@@ -175,7 +175,7 @@ def test_the_model_list_has_harpoons_fields_and_filters(door: Door) -> None:
     """R-002-8."""
     listed = door.call("GET", "/api/models").json
     assert list(listed) == ["total", "models"]
-    assert listed["total"] == len(listed["models"]) == len(PLACES)
+    assert listed["total"] == len(listed["models"]) == len(PLACES) + 1
     assert next(model for model in listed["models"] if model["provider"] == "rim") == {
         "id": "rim/@cf/meta/tiny",
         "provider": "rim",
@@ -187,8 +187,8 @@ def test_the_model_list_has_harpoons_fields_and_filters(door: Door) -> None:
         "description": "rim",
     }
     primary = door.call("GET", "/api/models?tier=primary").json
-    assert [model["provider"] for model in primary["models"]] == ["swift", "odd"]
-    assert door.call("GET", "/api/models?tier=primary&provider=odd").json["total"] == 1
+    assert [model["id"] for model in primary["models"]] == ["mine", "swift/llama-small", "odd/openai/gpt-oss-20b"]
+    assert door.call("GET", "/api/models?tier=primary&provider=odd").json["total"] == 2
     flat(door.call("GET", "/api/models?tier=high"), 400, "invalid_value")
     flat(door.call("GET", "/api/models?colour=red"), 400, "unknown_parameter")
     assert flat(door.call("GET", "/api/models/nobody/nothing"), 404, "model_not_found") == "Model not found"
