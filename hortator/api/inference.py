@@ -166,7 +166,9 @@ async def _write(
 ) -> None:
     send, direct = exchange.send, exchange.direct
     write = None if direct is None else direct.write if seen is None else _shown(seen, direct.write)
-    headers = [*EVENT_STREAM, *told(call, trace, time.monotonic()), *trace.headers]
+    # An attempt that still runs takes the provider's time, not the gateway's.
+    until = trace.begun if trace.first_byte_at is None else time.monotonic()
+    headers = [*EVENT_STREAM, *told(call, trace, until), *trace.headers]
     if manner.also is not None:
         headers += manner.also(trace.headers, exchange.id)
     await send({"type": "http.response.start", "status": 200, "headers": headers})

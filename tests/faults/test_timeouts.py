@@ -95,6 +95,16 @@ def test_the_whole_stream_has_a_time_limit_even_when_it_lives(chatty: Gateway, u
     upstream.wait(mark, "aborted")
 
 
+def test_the_wait_for_a_provider_is_not_told_as_the_gateways_overhead(gateway: Gateway, upstream: Upstream) -> None:
+    """R-004-4. The stream opens because the wait for its status, 2 s, is over."""
+    mark = upstream.plan("slow_first_byte")
+    with gateway.door.begin(chat(MODEL, mark, stream=True)) as connection:
+        opened = connection.read_head()
+        upstream.release(mark)
+        assert opened.status == 200
+        assert 0 < float(opened.header("x-hortator-overhead-ms") or 0) < 2_000
+
+
 def test_a_silent_upstream_does_not_keep_the_stream_closed(chatty: Gateway, upstream: Upstream) -> None:
     """R-000-43, C-17: the stream opens with a comment, comments follow, then the content, as if nothing had been."""
     mark = upstream.plan("slow_first_byte")
