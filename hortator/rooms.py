@@ -125,8 +125,14 @@ def price_book(settings: Settings, before: Mapping[str, str] | None = None) -> P
 
 
 def price_lists(settings: Settings) -> dict[str, str]:
-    """Return by whose price list each provider goes: its preset's, else its dialect's owner's, else that of its id."""
-    return {p.id: p.preset or (p.kind if p.kind != "openai" else p.id) for p in settings.providers}
+    """Return by whose price list each provider goes: its preset's, else its dialect's owner's, else that of its id.
+
+    One that the operator says is local costs nothing, as the embedded model does; a loopback address alone does not say so.
+    """
+    return {
+        p.id: LOCAL if p.tier == "local" else p.preset or (p.kind if p.kind != "openai" else p.id)
+        for p in settings.providers
+    }
 
 
 def facts(book: PriceBook) -> Callable[[str, str], Facts]:

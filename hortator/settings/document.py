@@ -267,9 +267,9 @@ class Provider(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     detect: bool = False
     """True = served once it has answered, and no fault when it never does."""
     tier: Tier | None = None
-    """Tier of its models; `local` = requests that must stay local may go there. None = as the built-in list says, else by the
-    preset (`groq` primary, `workers-ai` edge, `openai` flagship), else `local` at a loopback address, else unknown. A proxy on
-    this machine that asks others needs it."""
+    """Tier of its models; `local` = requests that must stay local may go there, and they are free where `price_overrides` say
+    nothing. None = as the built-in list says, else by the preset (`groq` primary, `workers-ai` edge, `openai` flagship), else
+    `local` at a loopback address, else unknown. A proxy on this machine that asks others needs it."""
 
 
 class Responses(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -13,14 +14,19 @@ import pytest
 
 from tests.door import chat
 from tests.gateway import PATIENCE, Gateway, eventually, running_gateway
-from tests.upstream.process import running_upstream
+from tests.upstream.process import Upstream, running_upstream
 
 CLIENTS = 8
 
 
 PAIR = ("one", "two")
-SERVICES = ("mixtral", "hermes", "openchat", "phi")
-"""The model services of one machine (R-004-2), here on free ports."""
+SERVICES = {
+    11400: "mixtral/Mixtral-8x7B",
+    11401: "hermes/Hermes-2",
+    11402: "openchat/OpenChat-3.5",
+    11403: "phi/Phi-3-Mini",
+}
+"""The model services of one machine (R-004-2), where `local_services` looks for them."""
 
 
 def providers(names: Sequence[str], ports: Sequence[int]) -> list[dict[str, object]]:
@@ -42,8 +48,9 @@ def models(names: Sequence[str]) -> list[dict[str, object]]:
 class Load:
     """Clients that ask without end, every other request streamed."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, model: str) -> None:
         self.gateway = gateway
+        self.model = model
         self.stopped = threading.Event()
         self.answers: Counter[str | None] = Counter()
         self.failures: list[str] = []
@@ -56,7 +63,7 @@ class Load:
         while not self.stopped.is_set():
             asked += 1
             stream = asked % 2 == 0
-            with self.gateway.door.begin(chat("all", f"load-{number}", stream=stream)) as connection:
+            with self.gateway.door.begin(chat(self.model, f"load-{number}", stream=stream)) as connection:
                 reply = connection.read()
             whole = reply.status == 200 and (not stream or b"data: [DONE]\n\n" in reply.body)
             with self.lock:
@@ -72,46 +79,72 @@ class Load:
             return self.answers[model]
 
 
-@pytest.mark.limit(120)
-@pytest.mark.parametrize("names", [PAIR, SERVICES], ids=["two", "four"])
-def test_a_deployment_that_is_killed_under_load_and_comes_back_costs_no_request(
-    tmp_path: Path, names: tuple[str, ...]
-) -> None:
+def survive(gateway: Gateway, services: list[Upstream], model: str, deployments: Sequence[str]) -> None:
+    """Load all deployments, kill the first one's service under load, start it again; nobody notices."""
     with ExitStack() as stack:
-        services = [stack.enter_context(running_upstream()) for _ in names]
-        gateway = stack.enter_context(
-            running_gateway(
-                tmp_path,
-                services[0],
-                providers=providers(names, [service.port for service in services]),
-                models=models(names),
-                breaker={"open_ms": 300},
-                retry={"delay_ms": 20},
-            )
-        )
-        load = Load(gateway)
+        load = Load(gateway, model)
         pool = stack.enter_context(ThreadPoolExecutor(CLIENTS))
         stack.callback(load.stopped.set)
         clients = [pool.submit(load.client, number) for number in range(CLIENTS)]
 
-        def more(name: str, wanted: int) -> None:
-            goal = load.count(f"{name}/ok") + wanted
-            eventually(lambda: load.count(f"{name}/ok") >= goal, f"{wanted} more answers of {name}")
+        def more(deployment: str, wanted: int) -> None:
+            goal = load.count(deployment) + wanted
+            eventually(lambda: load.count(deployment) >= goal, f"{wanted} more answers of {deployment}")
 
-        for name in names:
-            more(name, 50)
+        for deployment in deployments:
+            more(deployment, 50)
         services[0].kill()
-        for name in names[1:]:
-            more(name, 300 // (len(names) - 1))
-        stack.enter_context(running_upstream(services[0].port))
-        more(names[0], 100)
+        for deployment in deployments[1:]:
+            more(deployment, 300 // (len(deployments) - 1))
+        stack.enter_context(running_upstream(services[0].port, default="ok"))
+        more(deployments[0], 100)
         load.stopped.set()
         for client in clients:
             client.result(PATIENCE)
-        assert load.failures == []
-        assert load.broken <= CLIENTS, "only streams that were under way when it was killed"
-        rows = gateway.rows()
-        assert max(row["attempts"] for row in rows) <= 4
+    assert load.failures == []
+    assert load.broken <= CLIENTS, "only streams that were under way when it was killed"
+    assert max(row["attempts"] for row in gateway.rows()) <= 4
+
+
+@pytest.mark.limit(120)
+def test_a_deployment_that_is_killed_under_load_and_comes_back_costs_no_request(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        services = [stack.enter_context(running_upstream()) for _ in PAIR]
+        gateway = stack.enter_context(
+            running_gateway(
+                tmp_path,
+                services[0],
+                providers=providers(PAIR, [service.port for service in services]),
+                models=models(PAIR),
+                breaker={"open_ms": 300},
+                retry={"delay_ms": 20},
+            )
+        )
+        survive(gateway, services, "all", [f"{name}/ok" for name in PAIR])
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens at a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.limit(150)
+def test_one_of_the_four_local_services_is_killed_under_load_and_comes_back(tmp_path: Path) -> None:
+    """R-004-2, R-004-3: with nothing configured but `local_services`; breakers and retries have their defaults."""
+    eventually(lambda: all(map(is_free, SERVICES)), "ports 11400 to 11403, which belong to the services")
+    with ExitStack() as stack:
+        services = [stack.enter_context(running_upstream(port, default="ok")) for port in SERVICES]
+        gateway = stack.enter_context(
+            running_gateway(tmp_path, services[0], local_services=True, providers=[], models=[], breaker={}, retry={})
+        )
+        survive(gateway, services, "local-services", list(SERVICES.values()))
+        assert all(row["price_state"] == "free" for row in gateway.rows() if row["complete"])
 
 
 @pytest.mark.limit(60)

@@ -1,4 +1,4 @@
-"""Run the scripted upstream: `python -m tests.upstream [--port N]`.
+"""Run the scripted upstream: `python -m tests.upstream [--port N] [--default SCENARIO]`.
 
 Prints `{"port": N}` once it listens, and ends when its standard input closes, so it never outlives the tests that
 started it.
@@ -14,8 +14,8 @@ import sys
 from tests.upstream.server import HEAD_LIMIT, Upstream
 
 
-async def run(port: int) -> None:
-    upstream = Upstream()
+async def run(port: int, default: str) -> None:
+    upstream = Upstream(default)
     server = await asyncio.start_server(upstream.serve, "127.0.0.1", port, limit=HEAD_LIMIT, backlog=1024)
     print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
     reader = asyncio.StreamReader()
@@ -26,7 +26,9 @@ async def run(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.upstream")
     parser.add_argument("--port", type=int, default=0, help="0 = any free port")
-    asyncio.run(run(parser.parse_args().port))
+    parser.add_argument("--default", default="", help="scenario of requests for which nothing was planned")
+    given = parser.parse_args()
+    asyncio.run(run(given.port, given.default))
 
 
 if __name__ == "__main__":

@@ -97,10 +97,10 @@ class Upstream:
 
 
 @contextmanager
-def running_upstream(port: int = 0) -> Iterator[Upstream]:
-    """Run a scripted upstream process for a while; 0 = any free port."""
+def running_upstream(port: int = 0, default: str = "") -> Iterator[Upstream]:
+    """Run a scripted upstream process for a while; 0 = any free port. `default`: the scenario where nothing was planned."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.upstream", "--port", str(port)],
+        [sys.executable, "-m", "tests.upstream", "--port", str(port), "--default", default],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

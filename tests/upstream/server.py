@@ -52,6 +52,8 @@ class Exchange:
 class Plans:
     """What tests have asked for, and what has been seen."""
 
+    default: str = ""
+    """The scenario of requests for which nothing was planned, in place of the one that their model names."""
     scripts: dict[tuple[str, str], Script | str] = field(default_factory=dict)
     gates: dict[tuple[str, str], asyncio.Event] = field(default_factory=dict)
     seen: deque[Exchange] = field(default_factory=lambda: deque(maxlen=RECORDS_KEPT))
@@ -65,7 +67,8 @@ class Plans:
     def script(self, exchange: Exchange, request: Request) -> Script:
         """The script for this request: planned for its mark and provider, for its mark, or named by its model."""
         model = str(request.body.get("model", ""))
-        planned = self.scripts.get((exchange.mark, exchange.provider)) or self.scripts.get((exchange.mark, "")) or model
+        planned = self.scripts.get((exchange.mark, exchange.provider)) or self.scripts.get((exchange.mark, ""))
+        planned = planned or self.default or model
         if not isinstance(planned, str):
             exchange.scenario = "steps"
             return planned
@@ -231,8 +234,8 @@ class Control:
 class Upstream:
     """The server: one task per connection, one request at a time on each."""
 
-    def __init__(self) -> None:
-        self.plans = Plans()
+    def __init__(self, default: str = "") -> None:
+        self.plans = Plans(default)
         self.control = Control(self.plans)
         self.connections = 0
 
