@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Four model services on 11400 to 11403 behind one model: load on all four, kill -9 of one under load, and its return.
 
-    .venv/bin/python bench/four.py [--clients 32] [--seconds 5] [--ports 11400,11401,11402,11403]
+    .venv/bin/python bench/four.py [--clients 32] [--seconds 5]
 
-Starts four mocks and Hortator, and ends them. Every other request is streamed. Prints the requests, the failures and each service's
+Starts four mocks and Hortator with `local_services: true`, and ends them. Every other request is streamed. Prints the requests, the failures and each service's
 share before the kill, while one is gone, and after its return; ends with 1 if a request failed that had not passed its commit point
 (a stream whose first content had come, which nobody can begin anew).
 """
@@ -28,8 +28,15 @@ from measure import body
 from process import GATEWAY_CORE, LOAD_CORE, Process
 from run import compile_tools
 
-NAMES = ("mixtral", "hermes", "openchat", "phi")
-MODEL = "any"
+SERVICES = {
+    11400: "mixtral/Mixtral-8x7B",
+    11401: "hermes/Hermes-2",
+    11402: "openchat/OpenChat-3.5",
+    11403: "phi/Phi-3-Mini",
+}
+"""The ports and deployments of `local_services` (R-004-2)."""
+FIRST = 11400
+MODEL = "local-services"
 DELAY_MS = 5
 RETURN_SECONDS = 30
 """So long a service that is back may wait for its first request."""
@@ -108,22 +115,15 @@ def start_service(program: Path, port: int) -> Process:
     return process
 
 
-def configure(home: Path, ports: list[int]) -> None:
+def configure(home: Path) -> None:
     """Write the configuration of a gateway in front of the four."""
-    services = "".join(
-        f'  - {{id: {name}, base_url: "http://127.0.0.1:{port}/v1", models: [bench-model], timeouts: {{connect_ms: 500}}}}\n'
-        for name, port in zip(NAMES, ports, strict=True)
-    )
-    places = "".join(f"      - {{provider: {name}, model: bench-model}}\n" for name in NAMES)
-    (home / "hortator.yaml").write_text(
-        f"local: {{enabled: false}}\ndetect_providers: false\nproviders:\n{services}models:\n  - id: {MODEL}\n    deployments:\n{places}"
-    )
+    (home / "hortator.yaml").write_text("local: {enabled: false}\ndetect_providers: false\nlocal_services: true\n")
 
 
 def show(title: str, phase: Phase) -> None:
     """Print one phase."""
     total = sum(phase.served.values())
-    shares = "  ".join(f"{name} {phase.served[f'{name}/bench-model'] / max(total, 1):6.1%}" for name in NAMES)
+    shares = "  ".join(f"{name} {phase.served[name] / max(total, 1):6.1%}" for name in SERVICES.values())
     spent = time.monotonic() - phase.begun
     asked = total + len(phase.failed) + phase.broken
     print(
@@ -131,9 +131,7 @@ def show(title: str, phase: Phase) -> None:
     )
 
 
-async def run(
-    load: Load, mock: Path, services: list[Process], ports: list[int], args: argparse.Namespace
-) -> list[Phase]:
+async def run(load: Load, mock: Path, services: list[Process], args: argparse.Namespace) -> list[Phase]:
     """Drive the load through its phases; the returning service is put into `services`."""
     clients = [asyncio.create_task(load.client(number)) for number in range(args.clients)]
     phases = []
@@ -148,10 +146,10 @@ async def run(
     next_phase("all four")
     os.kill(services[0].pid, signal.SIGKILL)
     await asyncio.sleep(args.seconds)
-    next_phase(f"{NAMES[0]} killed")
-    services[0] = start_service(mock, ports[0])
+    next_phase("one killed")
+    services[0] = start_service(mock, FIRST)
     back = time.monotonic()
-    load.awaited = f"{NAMES[0]}/bench-model"
+    load.awaited = SERVICES[FIRST]
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(load.seen.wait(), RETURN_SECONDS)
     waited = time.monotonic() - back
@@ -173,18 +171,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each phase")
-    parser.add_argument("--ports", default="11400,11401,11402,11403")
     args = parser.parse_args()
-    ports = [int(port) for port in args.ports.split(",")]
     (OUT / "logs").mkdir(parents=True, exist_ok=True)
     mock = compile_tools()["mock"]
     home = Path(tempfile.mkdtemp(prefix="bench-four-"))
     started: list[Process] = []
     try:
-        started += [start_service(mock, port) for port in ports]
-        gateway = Hortator(Setting(fast=ports[0], slow=ports[1], port=free_port(), home=home))
+        started += [start_service(mock, port) for port in SERVICES]
+        gateway = Hortator(Setting(fast=FIRST, slow=FIRST, port=free_port(), home=home))
         gateway.prepare()
-        configure(home, ports)
+        configure(home)
         served = Process(
             gateway.command(),
             core=GATEWAY_CORE,
@@ -194,7 +190,7 @@ def main() -> int:
         )
         wait_healthy(served, gateway.setting.port, "/ready", 60)
         try:
-            phases = asyncio.run(run(Load(gateway.setting.port, gateway.key), mock, started, ports, args))
+            phases = asyncio.run(run(Load(gateway.setting.port, gateway.key), mock, started, args))
         finally:
             served.stop()
     finally:
