@@ -200,6 +200,7 @@ class RedisCounters:
     async def start(self) -> None:
         """Begin to talk to Redis. One that is not there does not stop the start."""
         if not await self._open():
+            log.warning("redis cannot be used (it did not answer at the start): limits hold as limits.fail_open says")
             self._come_back()
 
     async def close(self) -> None:

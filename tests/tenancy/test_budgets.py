@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 import uuid
 from collections import Counter
@@ -539,6 +540,16 @@ async def test_the_gauges_say_what_became_of_calls_and_why_others_were_refused(c
     assert (found.reserved, found.settled, found.refunded) == (2, 1, 1)
     assert found.tokens == (100, 17)
     assert found.refused == {"requests": 0, "tokens": 1, "money": 0, "concurrent": 0}
+
+
+async def test_a_redis_that_is_not_there_at_the_start_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        counters = RedisCounters(f"redis://127.0.0.1:{closed.getsockname()[1]}/0", deadline=0.05, hold_seconds=100)
+        await counters.start()
+        await counters.close()
+    assert counters.gauges.degraded
+    assert "redis cannot be used" in caplog.text
 
 
 async def test_a_redis_that_forgot_the_script_is_told_it_again(redis_url: str) -> None:
