@@ -54,10 +54,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens a second."""
     first_token_ms: float | None = None
     price_input: float | None = None
-    """US dollars a million tokens; 0 = free."""
+    """US dollars a million tokens, as the ledger reckons; 0 = free."""
     price_output: float | None = None
     price: float | None = None
-    """One blended figure of the two, dollars a million tokens."""
+    """One blended figure of the two, dollars a million tokens, for lists; the built-in list's own where it has one."""
     priced: bool = False
     """The ledger has its price too: it can be used under a budget of money."""
     context_window: int | None = None
@@ -173,8 +173,7 @@ def _tier(provider: Provider, served_by: str, model: str) -> Tier | None:
 
 def _made(deployment: Deployment, id: str | None, told: Chosen, facts: Facts, blended: float | None) -> Card:
     tier = told.tier
-    price_in = facts.input if facts.input is not None else blended
-    price_out = facts.output if facts.output is not None else blended
+    price_in, price_out = facts.input, facts.output
     if blended is None and price_in is not None and price_out is not None:
         blended = round(price_in * _INPUT_SHARE + price_out * (1 - _INPUT_SHARE), 6)
     return Card(

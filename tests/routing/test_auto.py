@@ -35,17 +35,27 @@ providers:
 """
 FREE = "routing: {require_task_type: false}\n"
 HARD = "Design a complete distributed architecture for a bank, with a migration plan in phases, and implement all services."
+PRICES = {
+    "llama-3.1-8b-instant": Facts(0.05, 0.05),
+    "llama-3.3-70b-versatile": Facts(0.59, 0.59),
+    "openai/gpt-oss-120b": Facts(0.15, 0.15),
+    "gpt-4o": Facts(2.5, 10.0),
+    "gpt-4o-mini": Facts(0.15, 0.15),
+    "@cf/meta/llama-3.3-70b-instruct-fp8-fast": Facts(0.011, 0.011),
+}
+"""What the price book knows, by the model's name."""
 HI = [{"role": "user", "content": "hello"}]
 
 
 class Router:
     """A catalogue with its rules."""
 
-    def __init__(self, tmp_path: Path, text: str, local: str | None = "tiny") -> None:
+    def __init__(
+        self, tmp_path: Path, text: str, local: str | None = "tiny", prices: Mapping[str, Facts] = PRICES
+    ) -> None:
         path = tmp_path / "hortator.yaml"
         path.write_text(text)
         settings = load(path, {"HORTATOR_DETECT_PROVIDERS": "false"})
-        prices = {"gpt-4o": Facts(2.5, 10.0, None)}
         cards = Cards(settings, lambda _, model: prices.get(model, Facts()))
         self.catalogue = Catalogue(settings, {ProviderId(p.id): () for p in settings.providers}, local, cards)
         self.rules = Rules(settings.routing, 2000, 200)
@@ -254,7 +264,9 @@ def test_impossible_preferences_name_the_bound_of_each_model(tmp_path: Path) -> 
 
 def test_a_budget_of_money_keeps_to_models_with_a_price(tmp_path: Path) -> None:
     limit = Limit(key="key:k:money:60", text="1 usd/minute", kind="money", window=60, amount=10**9)
-    decision = Router(tmp_path, PROVIDERS).decide(wish=task("chat"), caller=who(limits=(limit,)))
+    decision = Router(tmp_path, PROVIDERS, prices={"gpt-4o": PRICES["gpt-4o"]}).decide(
+        wish=task("chat"), caller=who(limits=(limit,))
+    )
     assert {route.model for route in (decision, *decision.fallbacks)} == {"openai/gpt-4o", "local/tiny"}
 
 

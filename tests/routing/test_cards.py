@@ -154,6 +154,12 @@ def test_prices_and_windows_come_from_the_price_book(tmp_path: Path) -> None:
     assert (llama.price_input, llama.price_output, llama.price) == (0.05, 0.08, 0.05)
 
 
+def test_a_figure_that_the_price_book_does_not_have_is_shown_and_never_reckoned_with(tmp_path: Path) -> None:
+    """The built-in list's blended figures are its source's; what a request costs is what the ledger would say it did."""
+    awq = card(catalogue(tmp_path, PROVIDERS), "workers-ai/@cf/qwen/qwen2.5-7b-instruct-awq")
+    assert (awq.price, awq.price_input, awq.price_output, awq.priced) == (0.011, None, None, False)
+
+
 def test_the_price_book_tells_dollars_a_million_and_windows() -> None:
     known = facts(PriceBook({}, {"here": None}))
     assert known("openai", "gpt-4o") == Facts(2.5, 10.0, 128000)
