@@ -298,20 +298,103 @@ class UpstreamRefused(UpstreamError):
 
 
 CODES = frozenset(
-    (
-        "all_deployments_failed batch_not_active batch_not_found budget_exceeded client_closed_request content_filter context_length_exceeded "
-        "draining empty_array file_in_use file_not_found file_quota_exceeded file_too_large files_unavailable forbidden headers_too_large insufficient_quota internal_error invalid_api_key "
-        "invalid_form invalid_header invalid_json invalid_request invalid_type invalid_value limits_unavailable "
-        "local_model_busy local_model_loading local_model_restarting local_model_unavailable malformed_http "
-        "method_not_allowed missing_api_key missing_required_parameter missing_task_type model_not_allowed "
-        "model_not_found model_not_priced no_local_deployment overloaded preferences_unsatisfiable rate_limit_exceeded "
-        "request_timeout request_too_large schema_too_large store_unavailable superseded tenant_not_allowed "
-        "token_limit_exceeded too_deep too_many_batches too_many_concurrent_requests too_many_connections too_many_tools "
-        "unavailable unknown_url unsupported_by_model unsupported_content_encoding unsupported_endpoint "
-        "unsupported_media_type unsupported_parameter unsupported_tool upstream_auth_failed upstream_connect_failed "
-        "upstream_connect_timeout upstream_connection_lost upstream_error upstream_first_byte_timeout "
-        "upstream_idle_timeout upstream_invalid_response upstream_pool_full upstream_refused upstream_timeout "
-        "upstream_total_timeout upstream_truncated_stream upstream_unavailable "
-    ).split()
+    {
+        "all_deployments_failed",
+        "batch_not_active",
+        "batch_not_found",
+        "budget_exceeded",
+        "client_closed_request",
+        "content_filter",
+        "context_length_exceeded",
+        "draining",
+        "empty_array",
+        "expired_api_key",
+        "file_in_use",
+        "file_not_found",
+        "file_quota_exceeded",
+        "file_too_large",
+        "files_unavailable",
+        "headers_too_large",
+        "host_not_allowed",
+        "insufficient_quota",
+        "internal_error",
+        "invalid_api_key",
+        "invalid_expiry",
+        "invalid_form",
+        "invalid_header",
+        "invalid_json",
+        "invalid_limit",
+        "invalid_models",
+        "invalid_name",
+        "invalid_namespace",
+        "invalid_permission",
+        "invalid_priority",
+        "invalid_request",
+        "invalid_retention",
+        "invalid_type",
+        "invalid_utf8",
+        "invalid_value",
+        "key_not_active",
+        "key_not_found",
+        "limits_unavailable",
+        "local_model_busy",
+        "local_model_loading",
+        "local_model_restarting",
+        "local_model_unavailable",
+        "malformed_http",
+        "method_not_allowed",
+        "missing_api_key",
+        "missing_required_parameter",
+        "missing_task_type",
+        "model_not_allowed",
+        "model_not_found",
+        "model_not_priced",
+        "namespace_taken",
+        "no_local_deployment",
+        "overloaded",
+        "own_tenant",
+        "permission_required",
+        "preferences_unsatisfiable",
+        "rate_limit_exceeded",
+        "request_timeout",
+        "request_too_large",
+        "revoked_api_key",
+        "schema_too_large",
+        "store_unavailable",
+        "superseded",
+        "tenant_disabled",
+        "tenant_not_allowed",
+        "tenant_not_found",
+        "token_limit_exceeded",
+        "too_deep",
+        "too_many_batches",
+        "too_many_concurrent_requests",
+        "too_many_connections",
+        "too_many_tools",
+        "unknown_parameter",
+        "unknown_url",
+        "unsupported_by_model",
+        "unsupported_content",
+        "unsupported_content_encoding",
+        "unsupported_endpoint",
+        "unsupported_media_type",
+        "unsupported_parameter",
+        "unsupported_tool",
+        "upstream_auth_failed",
+        "upstream_connect_failed",
+        "upstream_connect_timeout",
+        "upstream_connection_lost",
+        "upstream_error",
+        "upstream_first_byte_timeout",
+        "upstream_idle_timeout",
+        "upstream_invalid_response",
+        "upstream_pool_full",
+        "upstream_refused",
+        "upstream_timeout",
+        "upstream_total_timeout",
+        "upstream_truncated_stream",
+        "upstream_unavailable",
+    }
 )
-"""The codes a call may end with, as a closed list: metrics call every other one (a provider may say anything) `_OTHER`."""
+"""Every code of ours that callers and usage records see, one a line, as in docs/api-contracts.md. Providers may say anything: in metrics
+all others are `_OTHER`."""
