@@ -163,6 +163,21 @@ def test_a_request_its_rooms_and_its_attempts_are_spans_of_the_clients_trace(
         assert b"front" in collector.raw
 
 
+def test_a_provider_of_the_messages_dialect_is_told_the_trace_too(
+    tmp_path: Path, upstream: Upstream, collector: Collector
+) -> None:
+    claude = {"id": "anthropic", "kind": "anthropic", "base_url": upstream.base_url("anthropic"), "api_key": "sk-ant"}
+    tracing = {"endpoint": collector.url}
+    with running_gateway(tmp_path, upstream, tracing=tracing, more_providers=[claude]) as gateway:
+        mark = upstream.plan("ok")
+        body = b'{"model":"anthropic/claude-scripted-1","user":"%b","messages":[{"role":"user","content":"a"}]}'
+        body %= mark.encode()
+        assert gateway.door.call("POST", CHAT, body, traceparent=f"00-{TRACE}-{SPAN}-01").status == 200
+        attempt = only(collector.trace(TRACE, 6), Span.SPAN_KIND_CLIENT)
+        [seen] = upstream.wait(mark)
+        assert seen.header("traceparent") == f"00-{TRACE}-{attempt.span_id.hex()}-01"
+
+
 def test_a_client_that_does_not_want_a_trace_gets_none_and_its_header_is_passed_on(
     tmp_path: Path, upstream: Upstream, collector: Collector
 ) -> None:
