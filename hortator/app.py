@@ -1,6 +1,7 @@
-"""The composition root: builds the rooms from the settings, mounts the doors, starts and drains.
+"""The composition root: builds what lasts from the settings, sends requests to their doors, starts and drains.
 
-`cli/serve.py` runs an `App`, which is one ASGI app. Everything that lives longer than a request is made and ended here.
+`cli/serve.py` runs an `App`, which is one ASGI app. Everything that lives longer than a configuration is made and ended here;
+what does not is a generation of `rooms.py`.
 """
 
 from __future__ import annotations

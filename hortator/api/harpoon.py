@@ -1,7 +1,7 @@
 """The Harpoon door: prompts, batches and the model list under `/api`, as clients of Harpoon v2 know them (R-002-8, R-002-9).
 
 A prompt walks the corridor like any call, so limits, records and prices apply to it. Errors are flat: `error` is the message itself
-(C-4). Mounted by `app.py` as raw ASGI; it decides nothing, routing does.
+(C-4). Raw ASGI, reached through `doors.py`; it decides nothing, routing does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The messages door: `/v1/messages` and `/v1/messages/count_tokens`, and `/v1/models` for clients of Anthropic's dialect.
 
-`app.py` mounts it beside the OpenAI door. It reads requests as Anthropic's clients send them, lets the gateway walk them, and tells
+`doors.py` chooses between it and the OpenAI door. It reads requests as Anthropic's clients send them, lets the gateway walk them, and tells
 errors and limits in their words. Of the rooms it knows only the list of models.
 """
 

@@ -1,6 +1,6 @@
-"""The OpenAI door: chat completions and models under `/v1`, as raw ASGI, because this is the hot path.
+"""The OpenAI door: model calls and the list of models under `/v1`, as raw ASGI, because this is the hot path.
 
-`app.py` mounts it in front of everything else. It reads the request, lets the gateway walk it, and writes the answer; what
+`doors.py` sends it what is under `/v1` and no other door's. It reads the request, lets the gateway walk it, and writes the answer; what
 the gateway raises becomes an OpenAI error object. It decides nothing and knows no room.
 """
 

@@ -1,6 +1,6 @@
 """The preview door: `POST /api/v1/route` takes the body of a chat completion and tells how it would be routed (R-002-9).
 
-`app.py` mounts it as raw ASGI. Nothing is called, reserved or recorded. Errors are OpenAI objects (C-4).
+Raw ASGI, reached through `doors.py`. Nothing is called, reserved or recorded. Errors are OpenAI objects (C-4).
 """
 
 from __future__ import annotations

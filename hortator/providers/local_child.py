@@ -1,4 +1,4 @@
-"""The embedded model's own process: one native HTTP server on loopback. `local.py` starts it; it imports the engine, nobody else does.
+"""The embedded model's own process: one native HTTP server on loopback. `local_process.py` starts it; it imports the engine, nobody else does.
 
 A separate process, because the engine is native code: on a processor it was not built for it dies by a signal, and a crash
 there must not end the gateway. It reads one JSON line from standard input (`ChildConfig`), answers with one JSON line on

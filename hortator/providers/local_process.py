@@ -1,4 +1,4 @@
-"""One run of the embedded model's child process: spawned, waited for, logged, ended. `local.py` decides when.
+"""One run of the embedded model's child process: spawned, waited for, logged, ended. `local_model.py` decides when.
 
 The child is `local_child.py`. It gets its settings as one line on standard input, which then stays open as its life line, says
 its port on standard output, and writes its log to standard error, from where a bounded file is fed. It inherits no secrets:

@@ -1,4 +1,4 @@
-"""The configuration: read once at start-up, checked as a whole, frozen, and passed to whoever needs a part of it.
+"""The configuration: read at start-up and whenever it changes, checked as a whole, frozen, and passed to whoever needs a part of it.
 
 `load(path, environ)` returns `Settings` or raises ConfigError with every problem. `Secret` holds what must not be printed.
 """

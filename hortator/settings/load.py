@@ -1,4 +1,4 @@
-"""Finds, reads and checks the configuration: one call at start-up that returns `Settings` or says everything that is wrong.
+"""Finds, reads and checks the configuration: one call, at start-up and at each change, that returns `Settings` or says everything that is wrong.
 
 The command line calls `load` with a file and the environment. Precedence, highest first: HORTATOR_ variables, the file, the
 defaults. The environment is an argument and nothing is written, so that two loads never influence each other.

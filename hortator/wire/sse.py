@@ -1,7 +1,7 @@
 """Server-sent events, reading side: bytes as the network split them in, whole events out.
 
 Dispatch feeds every piece of an upstream's stream through `EventSplitter`; what it returns are the payloads of `data:` lines.
-Comments, event names, ids and retry hints are dropped: the chat dialect does not use them.
+Comments, event names, ids and retry hints are dropped: no dialect here needs them, as events say their kind in their data.
 """
 
 from __future__ import annotations
