@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 
 from hortator.routing import Catalogue
 from hortator.settings import PRESETS, known_variables, load
+from hortator.settings.changes import CHANGEABLE
 from scripts import configuration_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,3 +89,9 @@ def test_what_the_example_sets_but_does_not_explain_are_the_defaults(tmp_path: P
         "logging",
     ):
         assert getattr(example, section) == getattr(default, section)
+
+
+def test_the_operators_page_names_what_takes_effect_without_a_restart() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    listed = page.partition("What takes effect:")[2].partition(". Everything")[0]
+    assert set(re.findall(r"`([a-z_.]+)`", listed)) == CHANGEABLE

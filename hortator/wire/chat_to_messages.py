@@ -16,6 +16,7 @@ from msgspec import Raw, Struct
 
 from hortator.errors import Inapplicable, InvalidRequest
 from hortator.wire.body import Object
+from hortator.wire.fields import given, read
 
 HINTS = frozenset(
     {
@@ -165,11 +166,11 @@ _tools = msgspec.json.Decoder(list[Tool])
 def from_chat(body: Object) -> Object:
     """Return the messages request for a chat request. Raises Inapplicable, or InvalidRequest for content of a wrong shape."""
     sent: Object = {"model": body["model"]}
-    system, turns = _conversation(_read(_turns, body["messages"], "messages"))
+    system, turns = _conversation(read(_turns, body["messages"], "messages"))
     if system:
         sent["system"] = Raw(_encode(system))
     sent["messages"] = Raw(_encode(turns))
-    if _given(body, "output_config"):
+    if given(body, "output_config") is not None:
         sent["output_config"] = body["output_config"]
     for name, value in body.items():
         if name in ("model", "messages") or bytes(value) == _NULL:
@@ -191,18 +192,6 @@ def from_chat(body: Object) -> Object:
 def _unsupported(param: str, why: str | None = None) -> Inapplicable:
     why = why or f"'{param}' is not supported by this model's provider."
     return Inapplicable(why, code="unsupported_parameter", param=param)
-
-
-def _given(body: Object, name: str) -> bool:
-    return name in body and bytes(body[name]) != _NULL
-
-
-def _read(decoder: msgspec.json.Decoder[Any], raw: Raw, where: str) -> Any:
-    """Decode a part of a request that `parse` did not look into. Raises InvalidRequest that says where it is wrong."""
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"Invalid '{where}': {error}.", code="invalid_type", param=where) from None
 
 
 def _conversation(turns: list[Turn]) -> tuple[Any, list[dict[str, Any]]]:
@@ -333,9 +322,9 @@ def _marked(block: dict[str, Any], mark: Any) -> dict[str, Any]:
     return block
 
 
-def _id(given: str | None) -> str:
+def _id(id: str | None) -> str:
     """Return a call's id in the letters that the provider takes; calls and results are changed alike."""
-    return _BAD_ID.sub("_", given or "call_0")
+    return _BAD_ID.sub("_", id or "call_0")
 
 
 def arguments(text: str | None) -> Raw | dict[str, str]:
@@ -379,7 +368,7 @@ def _safety(sent: Object, value: Raw) -> None:
 
 def _tools_of(sent: Object, value: Raw) -> None:
     written: list[dict[str, Any]] = []
-    for at, tool in enumerate(_read(_tools, value, "tools")):
+    for at, tool in enumerate(read(_tools, value, "tools")):
         if tool.type != "function":
             why = f"The tool type '{tool.type[:60]}' is not supported by this model's provider."
             raise Inapplicable(why, code="unsupported_tool", param=f"tools[{at}]")
@@ -396,8 +385,8 @@ def _tools_of(sent: Object, value: Raw) -> None:
 
 def _tool_choice(sent: Object, body: Object) -> None:
     """Say which tools may or must be called. `allowed_tools` becomes a shorter list."""
-    choice = _read(_choice, body["tool_choice"], "tool_choice") if _given(body, "tool_choice") else None
-    parallel = not _given(body, "parallel_tool_calls") or _decode(body["parallel_tool_calls"])
+    choice = read(_choice, body["tool_choice"], "tool_choice") if given(body, "tool_choice") is not None else None
+    parallel = given(body, "parallel_tool_calls") is None or _decode(body["parallel_tool_calls"])
     if "tools" not in sent:
         return
     if isinstance(choice, ToolChoice) and choice.type == "allowed_tools":
@@ -420,7 +409,7 @@ def _tool_choice(sent: Object, body: Object) -> None:
 
 def _response_format(sent: Object, value: Raw) -> None:
     """Say the form of the answer; the dialect knows schemas, but no JSON without one."""
-    form = _read(_format, value, "response_format")
+    form = read(_format, value, "response_format")
     if form.type == "text":
         return
     if form.type != "json_schema" or form.json_schema is None or bytes(form.json_schema.schema) == _NULL:
@@ -433,13 +422,13 @@ def _response_format(sent: Object, value: Raw) -> None:
 
 
 def _output_config(sent: Object) -> dict[str, Raw]:
-    config: dict[str, Raw] = _read(_config, sent.get("output_config", Raw(b"{}")), "output_config")
+    config: dict[str, Raw] = read(_config, sent.get("output_config", Raw(b"{}")), "output_config")
     return config
 
 
 def _thinking(sent: Object, body: Object) -> None:
     """Say how hard to think, in the words of the model; the provider's own `thinking` or effort in the request goes first."""
-    effort = _decode(body["reasoning_effort"]) if _given(body, "reasoning_effort") else None
+    effort = _decode(body["reasoning_effort"]) if given(body, "reasoning_effort") is not None else None
     config = _output_config(sent)
     if effort is None or "thinking" in sent or "effort" in config:
         return

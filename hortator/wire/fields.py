@@ -36,6 +36,14 @@ def given(body: Object, key: str) -> Raw | None:
     return None if value is None or value == NULL else value
 
 
+def read(decoder: msgspec.json.Decoder[Any], raw: Raw, param: str) -> Any:
+    """Decode a part of a request that `parse` did not look into. Raises InvalidRequest that says where it is wrong."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"Invalid '{param}': {error}.", code="invalid_type", param=param) from None
+
+
 def is_text(value: Raw) -> bool:
     """Whether a value is a string."""
     return bool(memoryview(value)[0] == _QUOTE)

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from hortator.errors import Inapplicable, InvalidRequest
+from hortator.errors import Inapplicable
 from hortator.wire.body import Object
+from hortator.wire.fields import given, read
 
 HINTS = frozenset({"cache_control", "context_management", "diagnostics", "speed"})
 """Top-level parameters that another provider does not need: they bear on Anthropic's caching, speed and accounting."""
@@ -97,9 +98,9 @@ class _Translation:
     def request(self, body: Object) -> Object:
         chat: Object = {"model": body["model"]}
         messages: list[Any] = []
-        if _given(body, "system"):
+        if given(body, "system") is not None:
             messages.append(self._system(body["system"]))
-        for index, turn in enumerate(_read(_turns, body["messages"], "messages")):
+        for index, turn in enumerate(read(_turns, body["messages"], "messages")):
             messages += self._turn(f"messages[{index}]", turn)
         chat["messages"] = Raw(_encode(messages))
         for name, value in body.items():
@@ -111,13 +112,11 @@ class _Translation:
             if write is not None:
                 write(chat, value)
             elif name == "tools":
-                chat["tools"] = Raw(
-                    _encode([self._tool(at, tool) for at, tool in enumerate(_read(_raws, value, name))])
-                )
+                chat["tools"] = Raw(_encode([self._tool(at, tool) for at, tool in enumerate(read(_raws, value, name))]))
             elif name not in HINTS or self._extensions:
                 chat[name] = value
         for name in ("thinking", "output_config"):
-            if self._extensions and _given(body, name):
+            if self._extensions and given(body, name) is not None:
                 chat[name] = body[name]
         _effort(chat, body)
         if "tools" not in chat:
@@ -126,13 +125,13 @@ class _Translation:
         return chat
 
     def _system(self, raw: Raw) -> dict[str, Any]:
-        content = _read(_system, raw, "system")
+        content = read(_system, raw, "system")
         if not isinstance(content, str):
             content = self._content([self._text("system", block) for block in content], _PARAGRAPH)
         return {"role": "system", "content": content}
 
     def _text(self, where: str, raw: Raw) -> dict[str, Any]:
-        block = _read(_block, raw, where)
+        block = read(_block, raw, where)
         if block.type != "text":
             raise unsupported(where, f"Blocks of type '{block.type[:60]}' are not supported here.")
         return self._marked({"type": "text", "text": block.text}, block)
@@ -140,7 +139,7 @@ class _Translation:
     def _turn(self, where: str, turn: Turn) -> list[dict[str, Any]]:
         if isinstance(turn.content, str):
             return [{"role": turn.role, "content": turn.content}]
-        blocks = [(f"{where}.content[{at}]", _read(_block, raw, where), raw) for at, raw in enumerate(turn.content)]
+        blocks = [(f"{where}.content[{at}]", read(_block, raw, where), raw) for at, raw in enumerate(turn.content)]
         if turn.role == "assistant":
             return [self._assistant(blocks)]
         said = self._user(blocks)
@@ -198,7 +197,7 @@ class _Translation:
         if not isinstance(content, str):
             parts: list[dict[str, Any]] = []
             for at, raw in enumerate(content):
-                inner = _read(_block, raw, where)
+                inner = read(_block, raw, where)
                 parts += self._parts(f"{where}.content[{at}]", inner)
             others = [part for part in parts if part["type"] != "text"]
             if others and not self._extensions:
@@ -231,10 +230,10 @@ class _Translation:
             head = f"{block.title}\n\n" if block.title else ""
             return [self._marked({"type": "text", "text": f"{head}{source.get('data', '')}"}, block)]
         if kind == "content":
-            inner = _read(_system, Raw(_encode(source.get("content", ""))), f"{where}.source.content")
+            inner = read(_system, Raw(_encode(source.get("content", ""))), f"{where}.source.content")
             if isinstance(inner, str):
                 return [{"type": "text", "text": inner}]
-            blocks = [_read(_block, raw, f"{where}.source.content") for raw in inner]
+            blocks = [read(_block, raw, f"{where}.source.content") for raw in inner]
             return [part for one in blocks for part in self._parts(where, one, documents=False)]
         if kind == "base64":
             url = f"data:{source.get('media_type')};base64,{source.get('data')}"
@@ -262,32 +261,20 @@ class _Translation:
         return parts
 
     def _tool(self, at: int, raw: Raw) -> dict[str, Any]:
-        tool = _read(_object, raw, f"tools[{at}]")
+        tool = read(_object, raw, f"tools[{at}]")
         kind = _decode(tool["type"]) if "type" in tool else None
         if kind not in _CUSTOM_TOOLS:
             why = f"The tool type '{str(kind)[:60]}' is not supported by this model's provider."
             raise Inapplicable(why, code="unsupported_tool", param=f"tools[{at}]")
         function: dict[str, Any] = {"name": tool.get("name", Raw(b'""'))}
         for theirs, ours in (("description", "description"), ("input_schema", "parameters"), ("strict", "strict")):
-            if _given(tool, theirs):
+            if given(tool, theirs) is not None:
                 function[ours] = tool[theirs]
         carried = {name: tool[name] for name in _TOOL_HINTS if name in tool} if self._extensions else {}
         return {"type": "function", "function": function, **carried}
 
 
 _object = msgspec.json.Decoder(dict[str, Raw])
-
-
-def _given(body: Object, name: str) -> bool:
-    return name in body and bytes(body[name]) != _NULL
-
-
-def _read(decoder: msgspec.json.Decoder[Any], raw: Raw, where: str) -> Any:
-    """Decode a part of a request that `parse` did not look into. Raises InvalidRequest that says where it is wrong."""
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"Invalid '{where}': {error}.", code="invalid_type", param=where) from None
 
 
 def _url(where: str, source: dict[str, Any]) -> str:
@@ -349,8 +336,8 @@ def _nothing(chat: Object, value: Raw) -> None:
 
 def _effort(chat: Object, body: Object) -> None:
     """Say how hard to think: `output_config.effort`, else what the budget for thinking amounts to."""
-    effort = _decode(body["output_config"]).get("effort") if _given(body, "output_config") else None
-    thinking = _decode(body["thinking"]) if _given(body, "thinking") else {}
+    effort = _decode(body["output_config"]).get("effort") if given(body, "output_config") is not None else None
+    thinking = _decode(body["thinking"]) if given(body, "thinking") is not None else {}
     if thinking.get("type") == "disabled":
         return
     if effort is None and thinking.get("type") == "enabled":
