@@ -2,7 +2,7 @@
 # Everything is installed into .venv from the lock files; a file there remembers which lock it has, so a second run installs nothing.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint types contracts shape secrets openapi format lock local bench clean
+.PHONY: help serve test check lint types contracts shape secrets documents format lock local bench clean
 .NOTPARALLEL:
 BIN := .venv/bin
 
@@ -16,7 +16,7 @@ test: .venv/has-dev .venv/has-local ## run all tests, with real Postgres, Redis 
 	@$(BIN)/hortator models pull qwen2.5-coder-0.5b || echo "make: no embedded model; its tests are skipped"
 	$(BIN)/python -m pytest $(ARGS)
 
-check: lint types contracts shape secrets openapi ## run all checks that need no server (`make -k check` shows all failures)
+check: lint types contracts shape secrets documents ## run all checks that need no server (`make -k check` shows all failures)
 
 lint: .venv/has-dev
 	$(BIN)/ruff format --check .
@@ -34,13 +34,15 @@ shape: .venv/has-dev
 secrets: .venv/has-dev
 	$(BIN)/python scripts/secret_scan.py
 
-openapi: .venv/has-dev
+documents: .venv/has-dev
 	$(BIN)/python scripts/openapi.py --check
+	$(BIN)/python scripts/configuration_page.py --check
 
-format: .venv/has-dev ## format the code, mend what can be mended, rewrite docs/openapi.json
+format: .venv/has-dev ## format the code, mend what can be mended, rewrite the generated documents
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 	$(BIN)/python scripts/openapi.py
+	$(BIN)/python scripts/configuration_page.py
 
 lock: .venv/has-dev ## write the lock files from pyproject.toml (ARGS=--upgrade takes the newest versions)
 	scripts/lock $(ARGS)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the tables of docs/configuration.md from the docstrings of the settings, so that they never disagree.
 
-`configuration_page.py` rewrites the page between its marks; `--check` ends with 1 if that would change it.
+`configuration_page.py` rewrites the page between its marks; `--check` ends with 1 if that would change it. Called by `make format` and `make check`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def main() -> int:
     old = PAGE.read_text()
     new = rendered(old)
     if "--check" in sys.argv[1:]:
-        return int(old != new)
+        same = old == new
+        print(f"configuration: docs/configuration.md {'says' if same else 'does not say'} what the settings say")
+        return int(not same)
     PAGE.write_text(new)
     return 0
 

@@ -1,4 +1,4 @@
-"""Write `docs/openapi.json` from the code, or with `--check` compare it. Called by `make format` and `make openapi`."""
+"""Write `docs/openapi.json` from the code, or with `--check` compare it. Called by `make format` and `make check`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from hortator.api import problem
-from hortator.api.query import Query, number, read_query
+from hortator.api.query import Query, number, only, read_query
 from hortator.api.reading import Receive, Scope, Send, bearer, request_id, where
 from hortator.errors import Forbidden, HortatorError, InvalidRequest, MethodNotAllowed, NotFound
 from hortator.ledger import metrics, reports
@@ -102,17 +102,17 @@ class AdminDoor:
         return metrics.CONTENT_TYPE, await self._exposition()
 
     async def _summary(self, query: Query) -> Page:
-        _known(query, "period", "from", "to", "tenant_id", "model", "task_type")
+        only(query, "period", "from", "to", "tenant_id", "model", "task_type")
         wanted = reports.period(query, datetime.now(UTC))
-        return _page(await reports.summary(self._database, query.get("tenant_id"), wanted, _only(query)))
+        return _page(await reports.summary(self._database, query.get("tenant_id"), wanted, _filters(query)))
 
     async def _requests(self, query: Query) -> Page:
-        _known(query, "period", "from", "to", "tenant_id", "model", "task_type", "limit", "offset", "cursor")
+        only(query, "period", "from", "to", "tenant_id", "model", "task_type", "limit", "offset", "cursor")
         page = await reports.requests(
             self._database,
             query.get("tenant_id"),
             reports.period(query, datetime.now(UTC)),
-            _only(query),
+            _filters(query),
             limit=number(query, "limit", reports.DEFAULT_LIMIT, 1, reports.MAX_LIMIT),
             offset=number(query, "offset", 0, 0, reports.MAX_OFFSET),
             cursor=query.get("cursor"),
@@ -120,12 +120,12 @@ class AdminDoor:
         return _page(page)
 
     async def _export(self, query: Query) -> Page:
-        _known(query, "period", "from", "to", "tenant_id", "task_type", "format")
+        only(query, "period", "from", "to", "tenant_id", "task_type", "format")
         format = query.get("format", "json")
         if format not in ("csv", "json"):
             raise InvalidRequest("expected csv or json", code="invalid_value", param="format")
         wanted = reports.period(query, datetime.now(UTC))
-        lines = await reports.export(self._database, query.get("tenant_id"), wanted, _only(query))
+        lines = await reports.export(self._database, query.get("tenant_id"), wanted, _filters(query))
         if format == "csv":
             return "text/csv; charset=utf-8", reports.as_csv(lines).encode()
         return _page(reports.as_json(lines, wanted))
@@ -144,12 +144,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _known(query: Query, *names: str) -> None:
-    """Raise InvalidRequest for a filter that would be passed over silently."""
-    for name in query:
-        if name not in names:
-            raise InvalidRequest(f"known here: {', '.join(names)}", code="unknown_parameter", param=name[:100])
-
-
-def _only(query: Query) -> reports.Only:
+def _filters(query: Query) -> reports.Only:
     return reports.Only(query.get("model"), query.get("task_type"))

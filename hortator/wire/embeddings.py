@@ -33,12 +33,6 @@ class EmbeddingsRequest(Struct):
     user: str | None = None
 
 
-class Vector(Struct):
-    """One entry of a reply's `data`."""
-
-    embedding: str | Raw
-
-
 class EmbeddingsReply(Struct):
     """What the gateway reads of a reply."""
 

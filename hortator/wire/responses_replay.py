@@ -24,7 +24,6 @@ _CALLS = {
     "custom_tool_call": ("custom_tool_call_input", "input"),
 }
 _LAST = {"completed": "completed", "incomplete": "incomplete"}
-_UNFINISHED = ("queued", "in_progress")
 
 Json = dict[str, Any]
 
