@@ -59,6 +59,12 @@ class Duration(click.ParamType[timedelta]):
         return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
+permission_option = click.option(
+    "--permission",
+    "permissions",
+    multiple=True,
+    help="What else the key may do: admin, admin:keys, admin:tenants, tenant:impersonate; repeatable.",
+)
 limit_option = click.option(
     "--limit",
     "limits",
@@ -130,7 +136,7 @@ def keys() -> None:
 @click.option("--name", required=True, help="What the key is for.")
 @click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="Namespace of the tenant.")
 @click.option("--models", multiple=True, help="Glob over model ids the key may use; repeatable. Default: every model.")
-@click.option("--permission", "permissions", multiple=True, help="What else the key may do; repeatable.")
+@permission_option
 @click.option("--expires", type=Duration(), help="Life of the key, e.g. 30d. Default: no end.")
 @limit_option
 @priority_option
@@ -221,7 +227,7 @@ def _as_json(owner: Tenant, key: ApiKey) -> dict[str, object]:
 @click.argument("key")
 @limit_option
 @click.option("--models", multiple=True, help="Glob over model ids the key may use; repeatable.")
-@click.option("--permission", "permissions", multiple=True, help="What else the key may do; repeatable.")
+@permission_option
 @priority_option
 @retention_option
 def set_(
