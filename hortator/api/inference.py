@@ -36,7 +36,7 @@ _NONE: dict[str, Any] = {}
 log = logging.getLogger(__name__)
 
 
-class Exchange(NamedTuple):
+class Exchange(msgspec.Struct, frozen=True):
     """One HTTP request and the way to answer it."""
 
     id: RequestId
@@ -73,7 +73,9 @@ async def serve(
     scope: Scope, receive: Receive, send: Send, manner: Manner, handle: Callable[[Exchange, Trace], Awaitable[None]]
 ) -> None:
     """Let `handle` answer one request; what it raises becomes an error in the door's manner. Never raises but for cancellation."""
-    headers = dict(scope["headers"])
+    # Taken out of the scope, which it holds: what refers to itself lives on until the next garbage collection.
+    direct: Direct | None = scope.pop("extensions", _NONE).get(DIRECT)
+    headers = dict(scope["headers"]) if direct is None else direct.headers
     exchange = Exchange(
         request_id(headers),
         scope["method"],
@@ -81,7 +83,7 @@ async def serve(
         scope["query_string"],
         receive,
         send,
-        scope.get("extensions", _NONE).get(DIRECT),
+        direct,
         time.monotonic(),
     )
     trace = Trace()

@@ -60,6 +60,8 @@ class Listener(HttpToolsProtocol):
     _refusal: HortatorError | None = None
     hung_up: Callable[[], None] | None = None
     """Whom to tell when the client hangs up: the request that is being answered, if it wants to know."""
+    cycle: Direct
+    """The last request whose head has come."""
 
     def connection_made(self, transport: Any) -> None:
         """Start the connection's clock. It looks every few seconds at what is late, so that no request needs a timer."""
@@ -158,21 +160,10 @@ class Listener(HttpToolsProtocol):
             "query_string": query,
             "headers": self.headers,
         }
-        before: RequestResponseCycle | None = self.cycle
-        self.cycle = cycle = RequestResponseCycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=headers.get(b"expect", b"").lower() == b"100-continue",
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
-        scope["extensions"] = {DIRECT: Direct(cycle, self)}
+        before: Direct | None = self.cycle
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        self.cycle = cycle = Direct(self, scope, headers, keep_alive)
+        scope["extensions"] = {DIRECT: cycle}
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)
         else:  # a pipelined request waits for its turn
@@ -186,7 +177,8 @@ class Listener(HttpToolsProtocol):
             cycle.body += body
             if len(cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
-            cycle.message_event.set()
+            if cycle.awaited is not None:
+                cycle.awaited.set()
 
     def on_message_complete(self) -> None:
         """The request is complete."""
@@ -194,7 +186,8 @@ class Listener(HttpToolsProtocol):
         cycle = self.cycle
         if not cycle.response_complete:
             cycle.more_body = False
-            cycle.message_event.set()
+            if cycle.awaited is not None:
+                cycle.awaited.set()
 
     def on_response_complete(self) -> None:
         """A reply has been sent: the next pipelined request starts, or the connection is idle from now on."""
@@ -209,7 +202,7 @@ class Listener(HttpToolsProtocol):
 
     def _tick(self) -> None:
         """Close a connection whose head does not come, or that has been idle for too long."""
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle: Direct | None = self.cycle
         waited = self.loop.time() - self._since
         idle = not self._in_head and cycle is not None and cycle.response_complete
         if (self._in_head and waited > HEAD_SECONDS) or (idle and waited > self.timeout_keep_alive):
@@ -233,7 +226,7 @@ class Listener(HttpToolsProtocol):
         """Send one error and close; only close where a reply has begun or has been sent to the request at fault."""
         if self.transport.is_closing():
             return
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle: Direct | None = self.cycle
         answering = cycle is not None and not cycle.response_complete
         replied = cycle is not None and cycle.response_started and (answering or self._in_body)
         if not replied and not self.pipeline:
@@ -262,30 +255,58 @@ def _target(url: bytes) -> tuple[str, bytes, bytes]:
     return (unquote(path) if "%" in path else path), raw_path, query
 
 
-class Direct:
-    """A shorter way to the client than ASGI's `send` and `receive`, for doors that know it: no message, no task, one write.
+class Direct(RequestResponseCycle):
+    """One request, as uvicorn has it, made with a third of the work; and a shorter way to the client than ASGI's `send` and `receive`.
 
-    It saves a tenth of a request's cost and a third of a stream chunk's. What it cannot do, `send` does.
+    Doors that know it need no message, no task and one write, which saves a tenth of a request's cost and a third of a stream
+    chunk's. What it cannot do, `send` does.
     """
 
-    __slots__ = ("_cycle", "_listener")
+    access_log = False
+    disconnected = False
+    more_body = True
+    response_started = False
+    response_complete = False
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
+    awaited: asyncio.Event | None = None
+    """Set when something comes that `receive` waits for; None = nobody has waited yet."""
 
-    def __init__(self, cycle: RequestResponseCycle, listener: Listener) -> None:
-        self._cycle = cycle
+    def __init__(self, listener: Listener, scope: Any, headers: dict[bytes, bytes], keep_alive: bool) -> None:
+        """`headers` are the scope's; the last of several with one name."""
         self._listener = listener
+        self.scope = scope
+        self.headers = headers
+        self.transport = listener.transport
+        self.flow = listener.flow
+        self.logger = listener.logger
+        self.default_headers = listener.server_state.default_headers
+        self.on_response = listener.on_response_complete
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = b"expect" in headers and headers[b"expect"].lower() == b"100-continue"
+        self.body = bytearray()
 
-    def body(self) -> bytes | None:
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]
+        """Uvicorn's name for `awaited`; made when it is first asked for, as most requests are here before anybody waits."""
+        event = self.awaited
+        if event is None:
+            event = self.awaited = asyncio.Event()
+            if self.body or not self.more_body or self.disconnected:
+                event.set()
+        return event
+
+    def whole_body(self) -> bytes | None:
         """Return the whole body if it has arrived, None while it has not (`receive` waits for it)."""
-        cycle = self._cycle
-        if cycle.more_body or cycle.disconnected:
+        if self.more_body or self.disconnected:
             return None
-        body, cycle.body = bytes(cycle.body), bytearray()
+        body, self.body = bytes(self.body), bytearray()
         return body
 
     def watch(self, hung_up: Callable[[], None] | None) -> None:
         """Call `hung_up` once if the client hangs up during this request; None = nobody is interested any more."""
         self._listener.hung_up = hung_up
-        if hung_up is not None and self._cycle.disconnected:
+        if hung_up is not None and self.disconnected:
             hung_up()
 
     def answer(self, status: int, headers: problem.Headers, body: bytes) -> bool:
@@ -293,34 +314,26 @@ class Direct:
 
         The caller vouches for the headers; `content-length` is added.
         """
-        cycle = self._cycle
-        if cycle.flow.write_paused or cycle.disconnected or cycle.response_started or cycle.scope["method"] == "HEAD":
+        if self.flow.write_paused or self.disconnected or self.response_started or self.scope["method"] == "HEAD":
             return False
-        lines = [STATUS_LINE[status]]
-        for name, value in cycle.default_headers:
-            lines += (name, b": ", value, b"\r\n")
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
-        lines += (
-            b"" if cycle.keep_alive else b"connection: close\r\n",
-            b"content-length: %d\r\n\r\n" % len(body),
-            body,
-        )
-        cycle.response_started = cycle.response_complete = True
-        cycle.transport.write(b"".join(lines))
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            cycle.transport.close()
-        cycle.on_response()
+        lines = [*self.default_headers, *headers, (b"content-length", b"%d" % len(body))]
+        if not self.keep_alive:
+            lines.append((b"connection", b"close"))
+        self.response_started = self.response_complete = True
+        self.transport.write(b"".join((STATUS_LINE[status], b"\r\n".join(map(b": ".join, lines)), b"\r\n\r\n", body)))
+        if self.awaited is not None:
+            self.awaited.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
         return True
 
     def write(self, piece: bytes) -> bool:
         """Write a piece of a reply that `send` has started; False when the client does not keep up, or has gone."""
-        cycle = self._cycle
-        if cycle.disconnected:
+        if self.disconnected:
             return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if cycle.chunked_encoding else piece)
-        return not cycle.flow.write_paused
+        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self.chunked_encoding else piece)
+        return not self.flow.write_paused
 
 
 def limited(*, max_head_bytes: int, max_headers: int, max_connections: int) -> type[Listener]:

@@ -71,7 +71,7 @@ def expect_json(headers: dict[bytes, bytes]) -> None:
 class Line(Protocol):
     """A client's connection that knows more than ASGI tells: the body when it is all there, and that the client hung up."""
 
-    def body(self) -> bytes | None:
+    def whole_body(self) -> bytes | None:
         """Return the whole body if it has arrived, None while it has not."""
         ...
 
@@ -85,7 +85,7 @@ async def read_body(headers: dict[bytes, bytes], line: Line | None, receive: Rec
     length = headers.get(b"content-length")
     if length is not None and int(length) > limit:
         raise _too_large(limit)
-    body = None if line is None else line.body()
+    body = None if line is None else line.whole_body()
     if body is not None:
         if len(body) > limit:
             raise _too_large(limit)
