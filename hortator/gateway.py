@@ -248,6 +248,8 @@ class Gateway:
 def _places(decision: Decision) -> tuple[Deployment, ...]:
     """Return everywhere a call may go, its fallbacks included."""
     routes = (*decision.fallbacks, *decision.context_fallbacks, *decision.content_fallbacks)
+    if not routes:
+        return decision.candidates
     return decision.candidates + tuple(place for route in routes for place in route.candidates)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -233,6 +234,7 @@ def told(call: Call, trace: Trace, now: float) -> problem.Headers:
     ]
 
 
+@lru_cache(maxsize=4096)
 def header_value(text: str) -> bytes:
     """Return a model id as a header value; what a header cannot carry (a client may have chosen the name) is escaped."""
     return (text if text.isascii() and text.isprintable() else quote(text)).encode()
