@@ -7,7 +7,7 @@ number spellings survive to the upstream.
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -18,7 +18,7 @@ Object = dict[str, Raw]
 Shape = TypeVar("Shape")
 
 
-class ParsedRequest(msgspec.Struct, frozen=True):
+class ParsedRequest(NamedTuple):
     """A valid request: its top level as raw values, and what the gateway itself needs to know."""
 
     body: Object
