@@ -2,12 +2,12 @@
 # Everything is installed into .venv from the lock files; a file there remembers which lock it has, so a second run installs nothing.
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint types contracts shape secrets documents format lock local bench clean
+.PHONY: help serve test test-clients check lint types contracts shape secrets documents format lock local bench clean
 .NOTPARALLEL:
 BIN := .venv/bin
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 serve: .venv/has-run .venv/has-local ## run the gateway (ARGS="..." for options of `hortator serve`)
 	@exec $(BIN)/hortator serve $(ARGS)
@@ -15,6 +15,10 @@ serve: .venv/has-run .venv/has-local ## run the gateway (ARGS="..." for options 
 test: .venv/has-dev .venv/has-local ## run all tests, with real Postgres, Redis and model (ARGS="tests/wire -k sse")
 	@$(BIN)/hortator models pull qwen2.5-coder-0.5b || echo "make: no embedded model; its tests are skipped"
 	$(BIN)/python -m pytest $(ARGS)
+
+test-clients: .venv/has-dev ## try published clients and coding agents against the gateway (ARGS="-k aider")
+	@scripts/clients
+	$(BIN)/python -m pytest tests/clients $(ARGS)
 
 check: lint types contracts shape secrets documents ## run all checks that need no server (`make -k check` shows all failures)
 

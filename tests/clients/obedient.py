@@ -1,8 +1,9 @@
 """An upstream that does what it is told: it calls the tools it is given, obeys schemas, and can edit a file with any agent's tools.
 
 Real clients are tried against the gateway in front of it (`make test-clients`), because a scripted reply cannot follow a conversation.
-It speaks chat completions, whole and streamed, and embeddings; `python -m tests.clients.obedient PORT` runs it. Every request is appended
-to the file named by OBEDIENT_LOG, one JSON object a line.
+It speaks chat completions and completions, whole and streamed, and embeddings; `python -m tests.clients.obedient PORT` runs it. Asked to
+"Be busy once: WORD" it refuses the first request with that word. Every request is appended to the file named by OBEDIENT_LOG, one JSON
+object a line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _CONTENT_NAMES = ("content", "contents", "text", "file_text", "fileText", "new_c
 _PATH_NAMES = ("file_path", "filePath", "filepath", "path", "absolutePath", "target_file", "fileName", "file")
 _FINISH = ("attempt_completion", "submit_and_exit")
 """Tools by which some agents want to be told that the work is done."""
-_log_lock = threading.Lock()
+_BUSY = re.compile(r"Be busy once: (\w+)")
+_refused: set[str] = set()
+_lock = threading.Lock()
 
 
 class Said:
@@ -225,34 +228,67 @@ class Handler(BaseHTTPRequestHandler):
             usage = {"prompt_tokens": len(given), "total_tokens": len(given)}
             self.reply({"object": "list", "model": body["model"], "data": data, "usage": usage})
             return
-        id = f"chatcmpl-{time.time_ns()}"
-        if not body.get("stream"):
-            self.reply(completion(body, answer(body), id))
+        if busy(body):
+            error = {"message": "Too many requests.", "type": "rate_limit_error", "code": "rate_limit_exceeded"}
+            self.reply({"error": error}, 429)
             return
+        if self.path.endswith("/completions") and "messages" not in body:
+            self.complete(body)
+            return
+        id = f"chatcmpl-{time.time_ns()}"
+        if body.get("stream"):
+            self.stream(chunks(body, answer(body), id))
+        else:
+            self.reply(completion(body, answer(body), id))
+
+    def complete(self, body: dict[str, Any]) -> None:
+        """Go on with a text: a dialect older than chat."""
+        text = f"You wrote: {str(body['prompt'])[:200]}"
+        choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
+        usage = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+        whole = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"], "choices": [choice]}
+        if body.get("stream"):
+            self.stream(iter([whole]))
+        else:
+            self.reply(whole | {"usage": usage})
+
+    def stream(self, documents: Iterator[dict[str, Any]]) -> None:
+        """Send events."""
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        for event in (*(json.dumps(chunk) for chunk in chunks(body, answer(body), id)), "[DONE]"):
+        for event in (*(json.dumps(document) for document in documents), "[DONE]"):
             piece = f"data: {event}\n\n".encode()
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         self.wfile.write(b"0\r\n\r\n")
 
-    def reply(self, document: dict[str, Any]) -> None:
+    def reply(self, document: dict[str, Any], status: int = 200) -> None:
         """Send JSON."""
         data = json.dumps(document).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
 
+def busy(body: dict[str, Any]) -> bool:
+    """Whether this request is the first with the word that a user wants to see refused."""
+    asked = _BUSY.search(json.dumps(body.get("messages")))
+    if asked is None:
+        return False
+    with _lock:
+        first = asked[1] not in _refused
+        _refused.add(asked[1])
+    return first
+
+
 def note(path: str, body: dict[str, Any]) -> None:
     """Append a request to the log."""
     name = os.environ.get("OBEDIENT_LOG")
     if name:
-        with _log_lock, open(name, "a", encoding="utf-8") as log:
+        with _lock, open(name, "a", encoding="utf-8") as log:
             log.write(json.dumps({"path": path, "body": body}) + "\n")
 
 
