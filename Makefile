@@ -59,7 +59,7 @@ bench: .venv/has-run ## measure against other gateways (ARGS="--help" for option
 	$(BIN)/python bench/run.py $(ARGS)
 
 clean: ## remove the environment and everything that was built; data in HORTATOR_HOME stays
-	rm -rf .venv build dist bench/out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .clients build dist bench/out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/has-run: requirements.lock pyproject.toml scripts/setup

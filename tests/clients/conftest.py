@@ -51,7 +51,9 @@ class Client:
         """The path of an installed program; skips the test when its set is not there."""
         path = INSTALLED / found_in / name
         if not path.exists():
-            reason = "needs npm" if found_in in ("node", "agents") and shutil.which("npm") is None else "is not installed"
+            reason = (
+                "needs npm" if found_in in ("node", "agents") and shutil.which("npm") is None else "is not installed"
+            )
             pytest.skip(f"{name} {reason}: install Node.js with npm if that is missing, then `make test-clients`")
         return str(path)
 
@@ -117,9 +119,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def client(
-    gateway: Gateway, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Client:
+def client(gateway: Gateway, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client named after its test."""
     made = Client(gateway, request.node.name[:60], tmp_path)
     monkeypatch.setenv("OBEDIENT_FOLDER", str(made.folder))

@@ -8,8 +8,8 @@ import os
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # read on import; the map is else fetched from the internet
 
-import litellm  # noqa: E402
-import pytest  # noqa: E402
+import litellm
+import pytest
 
 GATEWAY = {"api_base": os.environ["OPENAI_BASE_URL"], "api_key": os.environ["OPENAI_API_KEY"]}
 MODEL = f"openai/{os.environ['MODEL']}"
@@ -31,9 +31,7 @@ def test_a_chat_and_its_usage():
 
 def test_a_stream_and_its_usage():
     chunks = list(
-        litellm.completion(
-            model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}, **GATEWAY
-        )
+        litellm.completion(model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}, **GATEWAY)
     )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "You said: Salve"
     assert any(getattr(chunk, "usage", None) for chunk in chunks)

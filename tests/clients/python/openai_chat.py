@@ -60,9 +60,7 @@ async def test_a_chat_asynchronously(async_client):
 
 def test_a_stream_and_its_usage(client):
     chunks = list(
-        client.chat.completions.create(
-            model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}
-        )
+        client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True})
     )
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == "You said: Salve, Hortator 🐝"

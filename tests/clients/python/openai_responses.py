@@ -47,7 +47,9 @@ def test_a_stream_and_its_life_cycle(client):
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = [event.type for event in events]
     assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
-    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "You said: Salve 🐝"
+    assert (
+        "".join(event.delta for event in events if event.type == "response.output_text.delta") == "You said: Salve 🐝"
+    )
     assert events[-1].response.output_text == "You said: Salve 🐝"
 
 
