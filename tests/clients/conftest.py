@@ -57,20 +57,18 @@ class Client:
             pytest.skip(f"{name} {reason}: install Node.js with npm if that is missing, then `make test-clients`")
         return str(path)
 
+    def environment(self, **more: str) -> dict[str, str]:
+        """What a program of this client finds: nothing of this machine but PATH."""
+        path = f"{INSTALLED}/agents/node_modules/.bin:{os.environ['PATH']}"
+        return {"PATH": path, "HOME": str(self.home), "LANG": "C.UTF-8", "CI": "true", **more}
+
     def run(self, *arguments: str, **environment: str) -> str:
-        """Run a program of this client to its end, in its folder, with nothing of this machine but PATH; return what it said."""
-        clean = {
-            "PATH": f"{INSTALLED}/agents/node_modules/.bin:{os.environ['PATH']}",
-            "HOME": str(self.home),
-            "LANG": "C.UTF-8",
-            "CI": "true",
-            **environment,
-        }
+        """Run a program of this client to its end, in its folder; return what it said."""
         try:
             done = subprocess.run(
                 arguments,
                 cwd=self.folder,
-                env=clean,
+                env=self.environment(**environment),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -98,7 +98,6 @@ def test_cline_writes_a_file(client: Client) -> None:
 
 def test_codex_writes_a_file(client: Client) -> None:
     codex = client.program("agents", agent("codex"))
-    client.has("/v1/responses")
     settings = client.home / ".codex"
     settings.mkdir()
     (settings / "config.toml").write_text(
@@ -121,7 +120,6 @@ wire_api = "responses"
 
 def test_claude_code_writes_a_file(client: Client) -> None:
     claude = client.program("agents", agent("claude"))
-    client.has("/v1/messages")
     said = client.run(
         *(claude, "-p", PROMPT, "--permission-mode", "acceptEdits", "--allowedTools", "Write", "Bash"),
         ANTHROPIC_BASE_URL=client.url,

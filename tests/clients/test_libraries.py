@@ -39,40 +39,40 @@ def all_passed(said: str, passed: str, skipped: str, may_skip: int = 0) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "name", "door"),
+    ("where", "name"),
     [
-        ("python", "openai_chat", "/v1/chat/completions"),
-        ("python", "openai_responses", "/v1/responses"),
-        ("python", "openai_batches", "/v1/batches"),
-        ("python", "langchain_openai_standard", "/v1/chat/completions"),
-        ("python", "langchain_anthropic_standard", "/v1/messages"),
-        ("python", "anthropic_messages", "/v1/messages"),
-        ("litellm", "litellm_client", "/v1/chat/completions"),
+        ("python", "openai_chat"),
+        ("python", "openai_responses"),
+        ("python", "openai_batches"),
+        ("python", "langchain_openai_standard"),
+        ("python", "langchain_anthropic_standard"),
+        ("python", "anthropic_messages"),
+        ("litellm", "litellm_client"),
     ],
 )
-def test_a_python_library_works_unchanged(client: Client, where: str, name: str, door: str) -> None:
+def test_a_python_library_works_unchanged(client: Client, where: str, name: str) -> None:
     python = client.program(where, "bin/python")
-    client.has(door)
+    if name == "openai_batches":
+        client.has("/v1/batches")
     said = client.run(python, "-m", "pytest", str(HERE / "python" / f"{name}.py"), **environment(client))
     all_passed(said, r"(\d+) passed", r"(\d+) skipped", MAY_SKIP.get(name, 0))
     assert client.records()
 
 
 @pytest.mark.parametrize(
-    ("name", "door"),
+    "name",
     [
-        ("openai_chat", "/v1/chat/completions"),
-        ("openai_responses", "/v1/responses"),
-        ("vercel_chat", "/v1/chat/completions"),
-        ("vercel_responses", "/v1/responses"),
-        ("vercel_anthropic", "/v1/messages"),
-        ("langchain_chat", "/v1/chat/completions"),
-        ("anthropic_messages", "/v1/messages"),
+        "openai_chat",
+        "openai_responses",
+        "vercel_chat",
+        "vercel_responses",
+        "vercel_anthropic",
+        "langchain_chat",
+        "anthropic_messages",
     ],
 )
-def test_a_node_library_works_unchanged(client: Client, name: str, door: str) -> None:
+def test_a_node_library_works_unchanged(client: Client, name: str) -> None:
     node = client.program("node", "node_modules/.bin/node")
-    client.has(door)
     # Node looks for packages beside the file that imports them.
     shutil.copytree(HERE / "node", INSTALLED / "node", dirs_exist_ok=True)
     script = INSTALLED / "node" / f"{name}.mjs"
