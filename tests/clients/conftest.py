@@ -90,12 +90,6 @@ class Client:
             lambda: [row for row in self.gateway.rows() if row["key_hash"] == mine], f"usage records of {self.name}"
         )
 
-    def has(self, path: str) -> None:
-        """Skip the test when the gateway does not serve `path` yet."""
-        reply = self.gateway.door.call("POST", path, b"{}")
-        if reply.status == 404:
-            pytest.skip(f"the gateway does not serve {path}")
-
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
