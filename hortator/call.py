@@ -7,6 +7,7 @@ cost a third of a frozen dataclass to make, and several are made for every reque
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NewType
 
 import msgspec
@@ -163,6 +164,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Complexity, 0 to 1; None = it was not asked for."""
     confidence: float | None = None
     """Of the score."""
+    features: Mapping[str, float] = {}
+    """What the score was computed from."""
+    words: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What the words among them add up to, for fast, standard and complex."""
     reasons: tuple[str, ...] = ()
     """Of the score, for people."""
     task_type: str | None = None
@@ -204,6 +209,27 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """The model name in its reply."""
 
 
+class Routed(msgspec.Struct, frozen=True, kw_only=True):
+    """How a call's complexity chose its path; what `hortator router train` learns from."""
+
+    path: Path
+    score: float
+    confidence: float
+    features: Mapping[str, float]
+    words: tuple[float, float, float]
+    retried: bool
+    """It was itself a client's second try."""
+
+
+class Repeat(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that asks again what a routed one has answered, by the rule in `routing/repeats.py`."""
+
+    request_id: RequestId
+    """The routed one's."""
+    escalated: bool
+    """With a stronger model; else with the same or an unknown one."""
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a call; the ledger's only input."""
 
@@ -240,5 +266,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The one that routing took; None = the model was named, or none was decided on."""
     local_fallback: bool = False
     """The embedded model stood in for another one."""
+    routed: Routed | None = None
+    """None = its complexity was not judged, or is not to be recorded."""
+    repeat: Repeat | None = None
+    """None = it repeats nothing."""
     metadata: dict[str, str] = {}
     """What doors add for reports, bounded by the door."""

@@ -13,7 +13,8 @@ from hortator.call import Call, Caller, Decision, Deployment, Outcome
 from hortator.dispatch import RATE_PREFIXES, Dispatch, Stream, Trace, carry_whole, count_tokens
 from hortator.errors import ClientGone, HortatorError
 from hortator.ledger import Ledger, Tracer
-from hortator.routing import Catalogue, Preview, Rules, decide, preview, told
+from hortator.routing import Catalogue, Preview, Repeats, Rules, decide, preview, told
+from hortator.routing.complexity import load
 from hortator.settings import LOCAL, Settings
 from hortator.tenancy import Admission, Budgets, Identity, Reservation
 
@@ -62,7 +63,9 @@ class Gateway:
         budgets: Budgets,
         admission: Admission,
         tracer: Tracer | None = None,
+        repeats: Repeats | None = None,
     ) -> None:
+        """`repeats`: what notices that clients ask again; None = outcomes of routing are not recorded. Raises ConfigError."""
         self._identity = identity
         self._catalogue = catalogue
         self._dispatch = dispatch
@@ -73,7 +76,10 @@ class Gateway:
         """What makes traces of calls; None = nothing does."""
         self._total = settings.timeouts.total_ms / 1000
         self._keep_alive = settings.stream.keep_alive_ms / 1000
-        self._rules = Rules(settings.routing, settings.stream.status_wait_ms, settings.stream.routed_status_wait_ms)
+        self._repeats = repeats
+        data = settings.routing.complexity_data
+        waits = settings.stream.status_wait_ms, settings.stream.routed_status_wait_ms
+        self._rules = Rules(settings.routing, *waits, *(() if data is None else (load(data),)))
 
     def known(self, token: bytes) -> Caller | None:
         """Say who calls, if that is certain without waiting; else `admit` decides."""
@@ -216,6 +222,9 @@ class Gateway:
         now = monotonic()
         first = trace.first_byte_at
         failure = None if error is None else trace.failure(error)
+        routed = repeat = None
+        if self._repeats is not None and decision is not None:
+            routed, repeat = self._repeats.note(call, caller, decision, self._catalogue(), now)
         outcome = Outcome(
             request_id=call.id,
             tenant_id=caller.tenant_id,
@@ -239,6 +248,8 @@ class Gateway:
             local_fallback=trace.deployment is not None
             and trace.deployment.provider == LOCAL
             and stood_in(decision, trace),
+            routed=routed,
+            repeat=repeat,
         )
         self._ledger.record(outcome)
         if call.tracing is not None and self.tracer is not None:

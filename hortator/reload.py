@@ -105,7 +105,8 @@ class Reload:
 
     async def _look(self) -> Look:
         chosen = self._settings
-        files = (chosen.source, chosen.env_file, chosen.ledger.price_overrides)
+        data = chosen.ledger.price_overrides, chosen.routing.complexity_data
+        files = (chosen.source, chosen.env_file, *data)
         return await asyncio.to_thread(_digests, [path for path in files if path is not None])
 
     def _shown(self, text: str) -> str:

@@ -25,7 +25,7 @@ from hortator.providers.local import LocalProvider
 from hortator.providers.local_model import LocalModel
 from hortator.providers.openai import SPOKEN, OpenAIProvider
 from hortator.providers.upstream import Timeouts, Upstream
-from hortator.routing import Cards, Catalogue, Facts
+from hortator.routing import Cards, Catalogue, Facts, Repeats
 from hortator.settings import LOCAL, Settings
 from hortator.settings import Provider as ProviderSettings
 from hortator.tenancy import Admission, Budgets, Identity
@@ -77,6 +77,7 @@ class Rooms:
             _retry_limits(settings), budget=None if before is None else before._retry.budget
         )
         dispatch = Dispatch(providers, lasting.balance, self._retry)
+        self._repeats: Repeats = Repeats() if before is None else before._repeats
         self.gateway = Gateway(
             settings,
             lasting.identity,
@@ -86,6 +87,7 @@ class Rooms:
             lasting.budgets,
             lasting.admission,
             lasting.tracer,
+            self._repeats if settings.routing.record_outcomes else None,
         )
 
     async def prepare(self) -> None:

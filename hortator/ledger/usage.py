@@ -27,9 +27,11 @@ from hortator.call import Outcome
 from hortator.errors import Unavailable
 from hortator.ledger.counts import Counts
 from hortator.ledger.journal import Journal, Segment
+from hortator.ledger.outcomes import of_routing
 from hortator.ledger.prices import PriceBook
 from hortator.ledger.records import Recorder
 from hortator.store.database import Database
+from hortator.store.outcomes import Mark, OutcomeRow, insert_outcomes
 from hortator.store.usage import MAX_ROWS, UsageRow, insert_usage
 
 log = logging.getLogger("hortator.ledger")
@@ -52,6 +54,9 @@ class Batch:
     segment: Segment | None
     waits: bool
     """It was journalled while we were behind: the replay will find it."""
+    outcomes: list[OutcomeRow]
+    """Of routing. Not journalled: they are lost when the database does not take them now."""
+    marks: list[Mark]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +228,7 @@ class Ledger:
             self._counts.add(pairs)
         rows = [row for _, row in pairs]
         segment = self._journal.append(self._encoder.encode_lines(rows))
-        return Batch(rows, segment, self._behind)
+        return Batch(rows, segment, self._behind, *of_routing(pairs))
 
     def _row(self, outcome: Outcome) -> UsageRow | None:
         """The record of `outcome`. One that cannot be made is dropped alone: this is the outermost edge of its life."""
@@ -295,9 +300,21 @@ class Ledger:
             return
         self._written += inserted.new
         self._drop(inserted.refused)
+        await self._store_outcomes(batches)
         await self._in_worker(self._forget, [batch.segment for batch in batches if batch.segment is not None])
         for _ in batches:
             self._settle()
+
+    async def _store_outcomes(self, batches: list[Batch]) -> None:
+        """Write the outcomes of routing. What goes wrong costs them, and nothing else."""
+        rows = [row for batch in batches for row in batch.outcomes]
+        marks = [mark for batch in batches for mark in batch.marks]
+        if not rows and not marks:
+            return
+        try:
+            await insert_outcomes(self._database, rows, marks)
+        except Exception as error:  # noqa: BLE001 - the outermost edge of a background task
+            log.error("%d outcomes of routing cannot be written: %s", len(rows), type(error).__name__)
 
     def _forget(self, segments: list[Segment]) -> None:
         """In the worker: these batches are in the database."""

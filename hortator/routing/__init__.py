@@ -7,6 +7,7 @@ from hortator.routing.cards import Card, Cards, Facts
 from hortator.routing.catalogue import Catalogue
 from hortator.routing.policy import decide, told
 from hortator.routing.preview import Preview, preview
+from hortator.routing.repeats import Repeats
 from hortator.routing.tiers import rules_by_tier
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Catalogue",
     "Facts",
     "Preview",
+    "Repeats",
     "Rules",
     "decide",
     "preview",

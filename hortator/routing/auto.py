@@ -19,7 +19,7 @@ from hortator.call import Call, Caller, Decision, Path
 from hortator.errors import Forbidden, InvalidRequest, NotFound
 from hortator.routing.cards import Card
 from hortator.routing.catalogue import Candidate, Catalogue, may_use
-from hortator.routing.complexity import Complexity, score
+from hortator.routing.complexity import SHIPPED, Complexity, Model, score
 from hortator.routing.estimates import cost, latency
 from hortator.routing.needs import Needs, needs
 from hortator.routing.sift import Sifted, refusal, sift, terms
@@ -49,6 +49,8 @@ class Rules(NamedTuple):
     """How long a named model's stream waits for its status, milliseconds."""
     routed_status_wait_ms: int
     """The same for `auto` (R-000-43)."""
+    model: Model = SHIPPED
+    """The weights of the complexity score."""
 
 
 class Chosen(NamedTuple):
@@ -77,7 +79,7 @@ def choose(call: Call, caller: Caller, catalogue: Catalogue, rules: Rules) -> Ch
     judged: Complexity | None = None
     path = choice.path
     if path is None and not choice.models:
-        judged = score(turns(call.body), fast_below=routing.fast_below, complex_from=routing.complex_from)
+        judged = judge(call, rules)
         path = judged.path
     choice = _with_path(choice, path, routing)
     found = _candidates(choice, caller.allowed_models, catalogue)
@@ -112,11 +114,19 @@ def choose(call: Call, caller: Caller, catalogue: Catalogue, rules: Rules) -> Ch
         path=path,
         score=None if judged is None else judged.score,
         confidence=None if judged is None else judged.confidence,
+        features={} if judged is None else judged.features,
+        words=(0.0, 0.0, 0.0) if judged is None else judged.words,
         reasons=() if judged is None else judged.reasons,
         task_type=task_type,
         headers=route_header(path or "listed", first.route.model, why),
     )
     return Chosen(decision, judged, sifted, needed)
+
+
+def judge(call: Call, rules: Rules) -> Complexity:
+    """Judge a call's complexity."""
+    cuts = rules.routing
+    return score(turns(call.body), fast_below=cuts.fast_below, complex_from=cuts.complex_from, model=rules.model)
 
 
 def route_header(path: str, model: str, why: str) -> tuple[tuple[bytes, bytes], ...]:

@@ -11,13 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from math import exp
+from pathlib import Path as File
 from typing import Final, Literal
 
 import msgspec
 
+from hortator.errors import ConfigError
 from hortator.routing.features import Message, describe, read
 
 Path = Literal["fast", "standard", "complex"]
+Weights = tuple[float, float, float]
+"""For fast, standard and complex."""
 
 FAST_BELOW: Final = 0.3
 COMPLEX_FROM: Final = 0.7
@@ -39,53 +43,74 @@ class Complexity(msgspec.Struct, frozen=True, kw_only=True):
     """At most three, strongest first, for people: "asks to design a whole product or institution"."""
     features: dict[str, float]
     """What the score was computed from: feature -> value; words with a weight of their own as `word x`."""
+    words: Weights
+    """What those words add up to, for fast, standard and complex."""
 
 
-Weights = tuple[float, float, float]
-
-
-class _Model(msgspec.Struct, frozen=True):
+class Model(msgspec.Struct, frozen=True):
     """The trained weights: feature or word -> its weight for fast, standard and complex."""
 
     features: dict[str, Weights]
     words: dict[str, Weights]
+    arguments: dict[str, tuple[str, Weights]] = {}
+    """Made by `load`: what `_reasons` goes by."""
 
 
 Weighed = tuple[str, float, Weights]
 """A feature, its value and its weights."""
 
-_MODEL: Final = msgspec.json.decode(
-    files("hortator.routing").joinpath("data/complexity.json").read_bytes(), type=_Model
-)
+
+def load(file: File | None = None) -> Model:
+    """Read weights: those that are shipped, or a file that `hortator router train` has written. Raises ConfigError."""
+    if file is None:
+        content = files("hortator.routing").joinpath("data/complexity.json").read_bytes()
+    else:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{file}: the weights of the complexity score cannot be read: {error.strerror}") from None
+    try:
+        model = msgspec.json.decode(content, type=Model)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{file}: these are no weights of the complexity score: {error}") from None
+    return Model(model.features, model.words, _arguments(model.features))
 
 
 def score(
-    messages: Iterable[Message], *, fast_below: float = FAST_BELOW, complex_from: float = COMPLEX_FROM
+    messages: Iterable[Message],
+    *,
+    fast_below: float = FAST_BELOW,
+    complex_from: float = COMPLEX_FROM,
+    model: Model | None = None,
 ) -> Complexity:
     """Judge what the last user turn of `messages` asks for, in the light of the turns before it.
 
     `messages` are chat messages as mappings: `role`, and `content` as a string or a list of parts. System prompts, tool results and
     pasted matter are not judged. Never raises for odd messages; without any user text the request is fast.
+    `model`: other weights than those that are shipped.
     """
+    chosen = SHIPPED if model is None else model
     features, words = describe(read(messages))
-    weighed = [(name, value, _MODEL.features[name]) for name, value in features.items() if name in _MODEL.features]
-    for word in words:
-        if word in _MODEL.words:
-            weighed.append(("word " + word, 1.0, _MODEL.words[word]))
-    fast, standard, complex_ = _chances(weighed)
+    own, of_words = chosen.features, chosen.words
+    weighed = [(name, value, own[name]) for name, value in features.items() if name in own]
+    told = [("word " + word, 1.0, of_words[word]) for word in words if word in of_words]
+    said = _sums(told)
+    fast, standard, complex_ = _chances(_sums(weighed), said)
+    weighed += told
     scored = _scored(fast, standard, complex_)
     usual = path_for(scored, FAST_BELOW, COMPLEX_FROM)
     return Complexity(
         score=scored,
         path=path_for(scored, fast_below, complex_from),
         confidence=round(max(fast, standard, complex_), 4),
-        reasons=_reasons(weighed, usual),
+        reasons=_reasons(weighed, usual, chosen.arguments),
         features={name: value for name, value, _ in weighed},
+        words=said,
     )
 
 
-def _chances(weighed: list[Weighed]) -> tuple[float, float, float]:
-    """The probability of each path."""
+def _sums(weighed: list[Weighed]) -> Weights:
+    """What features add up to for each path."""
     fast = standard = complex_ = 0.0
     for _, value, (
         to_fast,
@@ -95,6 +120,12 @@ def _chances(weighed: list[Weighed]) -> tuple[float, float, float]:
         fast += to_fast * value
         standard += to_standard * value
         complex_ += to_complex * value
+    return fast, standard, complex_
+
+
+def _chances(features: Weights, words: Weights) -> Weights:
+    """The probability of each path."""
+    fast, standard, complex_ = features[0] + words[0], features[1] + words[1], features[2] + words[2]
     highest = max(fast, standard, complex_)
     powers = exp(fast - highest), exp(standard - highest), exp(complex_ - highest)
     total = sum(powers)
@@ -196,10 +227,10 @@ def _reason(name: str) -> str | None:
     return None
 
 
-def _arguments() -> dict[str, tuple[str, Weights]]:
+def _arguments(features: Mapping[str, Weights]) -> dict[str, tuple[str, Weights]]:
     """For each feature that can be told in words: how far one of it argues for each path against the other two."""
     told: dict[str, tuple[str, Weights]] = {}
-    for name, (fast, standard, complex_) in _MODEL.features.items():
+    for name, (fast, standard, complex_) in features.items():
         reason = _reason(name)
         if reason:
             half = (fast + standard + complex_) / 2
@@ -207,17 +238,18 @@ def _arguments() -> dict[str, tuple[str, Weights]]:
     return told
 
 
-_ARGUMENTS: Final = _arguments()
-
-
-def _reasons(weighed: list[Weighed], path: Path) -> tuple[str, ...]:
+def _reasons(weighed: list[Weighed], path: Path, arguments: Mapping[str, tuple[str, Weights]]) -> tuple[str, ...]:
     """The features that argue most for the path, in words; at least one."""
     at = _PATHS.index(path)
     strengths: list[tuple[float, str]] = []
     for name, value, _ in weighed:
-        argument = _ARGUMENTS.get(name)
+        argument = arguments.get(name)
         if argument and (strength := value * argument[1][at]) > 0.1:
             strengths.append((-strength, argument[0]))
     strengths.sort()
     reasons = tuple(dict.fromkeys(reason for _, reason in strengths))
     return reasons[:_MAX_REASONS] or (_PLAIN[path],)
+
+
+SHIPPED: Final = load()
+"""The weights that training/complexity/train.py has made."""

@@ -10,7 +10,6 @@ from hortator.call import Call, Caller, Decision, Deployment, ModelId, Path, Rou
 from hortator.routing import auto
 from hortator.routing.cards import Card
 from hortator.routing.catalogue import Candidate, Catalogue
-from hortator.routing.complexity import score
 from hortator.routing.estimates import cost, latency
 from hortator.routing.needs import Needs, needs
 from hortator.routing.policy import fitted, inferred, is_routed, named
@@ -80,8 +79,7 @@ def preview(call: Call, caller: Caller, catalogue: Catalogue, rules: auto.Rules)
         sifted = tuple(sift(Candidate(_alone(place), (card,)), conditions) for place, card in places)
         decision, _ = fitted(decision, call, caller, catalogue)
     if judged is None:
-        routing = rules.routing
-        judged = score(auto.turns(call.body), fast_below=routing.fast_below, complex_from=routing.complex_from)
+        judged = auto.judge(call, rules)
     card = _card(decision, catalogue)
     path = decision.path or judged.path
     return Preview(

@@ -447,6 +447,11 @@ class Routing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which other models stand by for a routed one: none, those of its tier, or then those of the tiers primary, edge, flagship (R-002-7)."""
     cards: Mapping[str, Card] = field(default_factory=dict)
     """What is known about models, by `provider/model` or the id of a model of your own; goes over the built-in list."""
+    record_outcomes: bool = True
+    """Record how requests routed by complexity ended and whether the client asked again, without their text, for
+    `hortator router train` ([routing-complexity.md](routing-complexity.md))."""
+    complexity_data: Path | None = None
+    """Weights of the complexity score, as `hortator router train` writes them. None = those that are shipped."""
 
 
 class Logging(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -61,6 +61,7 @@ class Rules:
             self._single("tracing", "endpoint", url_problem(self._document.tracing.endpoint))
         self._file("upstream", "ca_file", self._document.upstream.ca_file)
         self._file("ledger", "price_overrides", self._document.ledger.price_overrides)
+        self._file("routing", "complexity_data", self._document.routing.complexity_data)
         for provider in self._document.providers:
             self._provider(provider)
         self._unique(self._document.providers, "provider")

@@ -1,4 +1,4 @@
-"""Deleting what is kept no longer: usage records, their sums, the audit log; a bounded number of rows a transaction.
+"""Deleting what is kept no longer: usage records, outcomes of routing, sums, the audit log; a bounded number of rows a transaction.
 
 `tenancy/retention.py` says how old is too old. Deleting again what is deleted does nothing, and on Postgres an advisory lock makes
 replicas take turns, so that they never wait for each other's rows. Every statement starts from a scope.
@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Table, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hortator.call import KeyHash
 from hortator.store.database import Database
 from hortator.store.queries import OperatorScope, TenantScope
-from hortator.store.tables import audit, tenants, usage_events, usage_rollups
+from hortator.store.tables import audit, routing_outcomes, tenants, usage_events, usage_rollups
 
 Scope = TenantScope | OperatorScope
 
@@ -31,14 +31,30 @@ async def delete_records(database: Database, scope: Scope, before: datetime, key
 
     The operator's scope means the records of tenants that are no more.
     """
-    column = usage_events.c
-    old = scope.rows(usage_events, column.id).where(column.timestamp < before)
+    return await _delete_old(database, scope, usage_events, usage_events.c.timestamp, before, key_hash)
+
+
+async def delete_outcomes(database: Database, scope: Scope, before: datetime, key_hash: KeyHash | None = None) -> int:
+    """The same with outcomes of routing."""
+    return await _delete_old(database, scope, routing_outcomes, routing_outcomes.c.at, before, key_hash)
+
+
+async def _delete_old(
+    database: Database,
+    scope: Scope,
+    table: Table,
+    when: ColumnElement[datetime],
+    before: datetime,
+    key_hash: KeyHash | None,
+) -> int:
+    column = table.c
+    old = scope.rows(table, column.id).where(when < before)
     if isinstance(scope, OperatorScope):
         old = old.where(column.tenant_id.not_in(select(tenants.c.id)))
     if key_hash is not None:
         old = old.where(column.key_hash == key_hash)
-    ids = old.order_by(column.timestamp).limit(BATCH)
-    return await _delete(database, delete(usage_events).where(column.id.in_(ids)))
+    ids = old.order_by(when).limit(BATCH)
+    return await _delete(database, delete(table).where(column.id.in_(ids)))
 
 
 async def delete_sums(database: Database, scope: Scope, before: datetime) -> int:

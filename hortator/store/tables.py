@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -220,6 +221,28 @@ key_rollups = Table(
     Column("cost", Money, nullable=False),
 )
 """What each key has used, kept in the same transaction: counters of limits that are lost are made anew from these."""
+
+routing_outcomes = Table(
+    "routing_outcomes",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("request_id", String(255), nullable=False),
+    Column("tenant_id", Uuid(as_uuid=False), nullable=False),
+    Column("key_hash", String(64), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("path", String(10), nullable=False),
+    Column("score", Float, nullable=False),
+    Column("confidence", Float, nullable=False),
+    Column("features", Json, nullable=False),
+    Column("model", String(255)),
+    Column("cost", Money),
+    Column("retried", Boolean, nullable=False),
+    Column("escalated", Boolean, nullable=False),
+    Column("error_code", String(100)),
+    Index(None, "tenant_id", "request_id"),
+    Index(None, "at"),
+)
+"""What became of requests routed by their complexity: numbers, never their text. No foreign keys, as in `usage_events`."""
 
 audit = Table(
     "audit",

@@ -1,4 +1,4 @@
-"""Deletes usage records older than their tenant's or key's data retention, in the background, a little at a time.
+"""Deletes usage records and outcomes of routing older than their tenant's or key's data retention, in the background, a little at a time.
 
 The composition root runs one a process; replicas may run it side by side. Tenants that set nothing have `ledger.retention_days`.
 The sums by hour, which invoices are made of, and the audit log are kept for periods of their own. What a retention that cannot be
@@ -38,7 +38,7 @@ class Days(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """How many rows a sweep deleted."""
+    """How many rows a sweep deleted; the outcomes of routing, which go with the records, are not counted."""
 
     records: int
     sums: int
@@ -77,6 +77,7 @@ class Retention:
             if cutoff is None:
                 continue
             records += await _all(partial(retention.delete_records, self._database, scope, cutoff))
+            await _all(partial(retention.delete_outcomes, self._database, scope, cutoff))
             sums_since = _before(now, self._days.sums)
             if sums_since is not None:
                 sums += await _all(partial(retention.delete_sums, self._database, scope, min(cutoff, sums_since)))
@@ -98,12 +99,14 @@ class Retention:
 
     async def _records_of(self, key: ApiKey, before: datetime) -> int:
         scope = TenantScope(self._database, key.tenant_id)
+        await _all(partial(retention.delete_outcomes, self._database, scope, before, key.key_hash))
         return await _all(partial(retention.delete_records, self._database, scope, before, key.key_hash))
 
     async def _orphans(self, now: datetime) -> int:
         before = _before(now, self._days.records)
         if before is None:
             return 0
+        await _all(partial(retention.delete_outcomes, self._database, OperatorScope(), before))
         return await _all(partial(retention.delete_records, self._database, OperatorScope(), before))
 
     async def _orphaned_sums(self, now: datetime) -> int:

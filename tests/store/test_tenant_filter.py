@@ -27,6 +27,7 @@ OWNED = {
     "files",
     "key_rollups",
     "responses",
+    "routing_outcomes",
     "tasks",
     "usage_events",
     "usage_rollups",
@@ -82,6 +83,7 @@ def test_no_other_file_touches_a_tenants_table() -> None:
         "store/audit.py",
         "store/batches.py",
         "store/files.py",
+        "store/outcomes.py",
         "store/pages.py",
         "store/reports.py",
         "store/responses.py",
@@ -124,6 +126,7 @@ def test_only_reports_administration_and_retention_may_see_every_tenant() -> Non
     }
     assert users == {
         "store/queries.py",
+        "store/outcomes.py",
         "store/pages.py",
         "store/reports.py",
         "ledger/reports.py",

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy
 
-from hortator.call import TenantId
+from hortator.call import KeyHash, RequestId, TenantId
 from hortator.store import Database, retention
+from hortator.store.outcomes import OutcomeRow, insert_outcomes
 from hortator.store.queries import OperatorScope, Tenant, TenantScope
-from hortator.store.tables import audit, usage_events, usage_rollups
+from hortator.store.tables import audit, routing_outcomes, usage_events, usage_rollups
 from hortator.store.usage import insert_usage
 from hortator.tenancy.keys import create_key, create_tenant
 from hortator.tenancy.retention import Days, Retention, Swept
@@ -38,6 +39,31 @@ async def records(database: Database, tenant: TenantId, key_hash: str = "a" * 64
             for age in ages
         ],
     )
+    outcomes = [
+        OutcomeRow(
+            request_id=RequestId(str(age)),
+            tenant_id=tenant,
+            key_hash=KeyHash(key_hash),
+            at=NOW - timedelta(days=age),
+            path="fast",
+            score=0.1,
+            confidence=0.9,
+            features={"words": [0, 0, 0]},
+            model=None,
+            cost=None,
+            retried=False,
+            escalated=False,
+            error_code=None,
+        )
+        for age in ages
+    ]
+    await insert_outcomes(database, outcomes, [])
+
+
+async def outcome_ages(database: Database, tenant: TenantId) -> list[int]:
+    chosen = sqlalchemy.select(routing_outcomes.c.request_id).where(routing_outcomes.c.tenant_id == tenant)
+    async with database.read() as connection:
+        return sorted(int(each) for each in (await connection.execute(chosen)).scalars())
 
 
 async def ages(database: Database, tenant: TenantId) -> list[int]:
@@ -70,6 +96,8 @@ async def test_records_go_after_their_tenants_retention_or_the_default(database:
     assert await ages(database, month.id) == [0, 20]
     assert await ages(database, years.id) == [0, 20, 40, 500]
     assert await ages(database, default.id) == [0, 20, 40]
+    for tenant in (month, years, default):
+        assert await outcome_ages(database, tenant.id) == await ages(database, tenant.id), "they go with the records"
     assert await Retention(database, DAYS).sweep(NOW) == Swept(0, 0, 0)
 
 
@@ -91,6 +119,7 @@ async def test_a_key_may_keep_less_than_its_tenant_and_never_more(database: Data
         await records(database, tenant.id, key.record.key_hash)
     await Retention(database, DAYS).sweep(NOW)
     assert await ages(database, tenant.id) == [0, 0, 20, 20, 40]
+    assert await outcome_ages(database, tenant.id) == [0, 0, 20, 20, 40]
 
 
 async def test_records_of_tenants_that_are_no_more_go_after_the_default(database: Database) -> None:
@@ -98,7 +127,7 @@ async def test_records_of_tenants_that_are_no_more_go_after_the_default(database
     await make(database, "still-here")
     await records(database, gone)
     assert await Retention(database, DAYS).sweep(NOW) == Swept(2, 1, 0)
-    assert await ages(database, gone) == [0, 20, 40]
+    assert await ages(database, gone) == await outcome_ages(database, gone) == [0, 20, 40]
 
 
 async def test_for_ever_is_for_ever(database: Database) -> None:
