@@ -8,9 +8,10 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.resources import files
 from math import exp
+from operator import mul
 from pathlib import Path as File
 from typing import Final, Literal
 
@@ -47,17 +48,17 @@ class Complexity(msgspec.Struct, frozen=True, kw_only=True):
     """What those words add up to, for fast, standard and complex."""
 
 
+Arguments = dict[str, tuple[float, str]]
+"""Features that can be told in words -> how far one of it argues for a path, and the words."""
+
+
 class Model(msgspec.Struct, frozen=True):
     """The trained weights: feature or word -> its weight for fast, standard and complex."""
 
     features: dict[str, Weights]
     words: dict[str, Weights]
-    arguments: dict[str, tuple[str, Weights]] = {}
+    arguments: Mapping[Path, Arguments] = {}
     """Made by `load`: what `_reasons` goes by."""
-
-
-Weighed = tuple[str, float, Weights]
-"""A feature, its value and its weights."""
 
 
 def load(file: File | None = None) -> Model:
@@ -92,35 +93,33 @@ def score(
     chosen = SHIPPED if model is None else model
     features, words = describe(read(messages))
     own, of_words = chosen.features, chosen.words
-    weighed = [(name, value, own[name]) for name, value in features.items() if name in own]
-    told = [("word " + word, 1.0, of_words[word]) for word in words if word in of_words]
-    said = _sums(told)
-    fast, standard, complex_ = _chances(_sums(weighed), said)
-    weighed += told
+    weighed = {name: value for name, value in features.items() if name in own}
+    heard = [word for word in words if word in of_words]
+    said = _sums([of_words[word] for word in heard], ())
+    fast, standard, complex_ = _chances(_sums([own[name] for name in weighed], weighed.values()), said)
     scored = _scored(fast, standard, complex_)
     usual = path_for(scored, FAST_BELOW, COMPLEX_FROM)
+    reasons = _reasons(weighed, usual, chosen.arguments)
+    for word in heard:
+        weighed["word " + word] = 1.0
     return Complexity(
         score=scored,
         path=path_for(scored, fast_below, complex_from),
         confidence=round(max(fast, standard, complex_), 4),
-        reasons=_reasons(weighed, usual, chosen.arguments),
-        features={name: value for name, value, _ in weighed},
+        reasons=reasons,
+        features=weighed,
         words=said,
     )
 
 
-def _sums(weighed: list[Weighed]) -> Weights:
-    """What features add up to for each path."""
-    fast = standard = complex_ = 0.0
-    for _, value, (
-        to_fast,
-        to_standard,
-        to_complex,
-    ) in weighed:  # in the order they were found: sums of floats depend on it
-        fast += to_fast * value
-        standard += to_standard * value
-        complex_ += to_complex * value
-    return fast, standard, complex_
+def _sums(weights: list[Weights], values: Collection[float]) -> Weights:
+    """What features add up to for each path; without `values`, each of them is there once."""
+    if not weights:
+        return 0.0, 0.0, 0.0
+    fast, standard, complex_ = zip(*weights, strict=True)
+    if not values:
+        return sum(fast), sum(standard), sum(complex_)
+    return sum(map(mul, fast, values)), sum(map(mul, standard, values)), sum(map(mul, complex_, values))
 
 
 def _chances(features: Weights, words: Weights) -> Weights:
@@ -227,25 +226,28 @@ def _reason(name: str) -> str | None:
     return None
 
 
-def _arguments(features: Mapping[str, Weights]) -> dict[str, tuple[str, Weights]]:
-    """For each feature that can be told in words: how far one of it argues for each path against the other two."""
-    told: dict[str, tuple[str, Weights]] = {}
-    for name, (fast, standard, complex_) in features.items():
+def _arguments(features: Mapping[str, Weights]) -> dict[Path, Arguments]:
+    """For each path, the features that argue for it against the other two, and can be told in words."""
+    found: dict[Path, Arguments] = {path: {} for path in _PATHS}
+    for name, weights in features.items():
         reason = _reason(name)
         if reason:
-            half = (fast + standard + complex_) / 2
-            told[name] = reason, (fast * 1.5 - half, standard * 1.5 - half, complex_ * 1.5 - half)
-    return told
+            half = sum(weights) / 2
+            for path, weight in zip(_PATHS, weights, strict=True):
+                if weight * 1.5 > half:
+                    found[path][name] = weight * 1.5 - half, reason
+    return found
 
 
-def _reasons(weighed: list[Weighed], path: Path, arguments: Mapping[str, tuple[str, Weights]]) -> tuple[str, ...]:
+def _reasons(features: Mapping[str, float], path: Path, arguments: Mapping[Path, Arguments]) -> tuple[str, ...]:
     """The features that argue most for the path, in words; at least one."""
-    at = _PATHS.index(path)
+    told = arguments.get(path, {})
     strengths: list[tuple[float, str]] = []
-    for name, value, _ in weighed:
-        argument = arguments.get(name)
-        if argument and (strength := value * argument[1][at]) > 0.1:
-            strengths.append((-strength, argument[0]))
+    for name in features.keys() & told.keys():
+        strength, reason = told[name]
+        strength *= features[name]
+        if strength > 0.1:
+            strengths.append((-strength, reason))
     strengths.sort()
     reasons = tuple(dict.fromkeys(reason for _, reason in strengths))
     return reasons[:_MAX_REASONS] or (_PLAIN[path],)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -103,7 +104,7 @@ _MAX_TAGS = 40
 _MAX_PARTS = 16
 """Parts of a message looked at: half from the beginning, half from the end."""
 _SPACED = re.compile(r"(?:\S +){5,}\S(?!\S)")
-_INLINE_ITEM = re.compile(r"(?<!\w)[1-9a-h][.)]\s")
+_INLINE_ITEM = re.compile(r"[.)](?<=[1-9a-h].)(?<!\w..)\s")
 
 
 def _text(content: object) -> str:
@@ -253,8 +254,14 @@ _ONLY = re.compile(
 )
 
 
+_ONLY_WORDS = ("just ", "only ", "simply ", "all i ")
+"""One of these is in whatever the expression finds; looking for them is faster."""
+
+
 def _narrowed(prose: str) -> str:
     """Only what is asked for in the end, of "don't build the platform, just tell me ...\"."""
+    if not any(map(prose.__contains__, _ONLY_WORDS)):
+        return prose
     found = _ONLY.search(prose)
     return prose[found.end() :] if found and len(prose) - found.end() > 8 else prose
 
@@ -347,24 +354,31 @@ _STOP = re.compile(
 )
 
 
+_QUESTIONS = frozenset("?？؟")
+_Piece = tuple[list[str], bool]
+"""The words of a sentence, and whether it ends as a question."""
+
+
 def _sentences(prose: str) -> list[Sentence]:
     """The sentences of a text, at most `MAX_TOKENS` words: three quarters of them from its beginning, the rest from its end."""
     pieces = _STOP.split(prose)
     pieces.append("")
-    found: list[tuple[list[str], bool]] = []
+    found: list[_Piece] = []
     total = 0
-    for piece, stop in zip(pieces[::2], pieces[1::2], strict=True):
-        words = LEXICON.tokens(piece)
-        if words:
-            found.append((words, stop in ("?", "？", "؟")))
+    tokens = LEXICON.tokens
+    for at in range(0, len(pieces), 2):
+        if pieces[at] and (words := tokens(pieces[at])):
+            found.append((words, pieces[at + 1] in _QUESTIONS))
             total += max(len(words), _SENTENCE_COST)
-    if total > MAX_TOKENS:
-        found = _within_budget(found)
+            if total > MAX_TOKENS:
+                found = _within_budget(found, pieces[at + 2 :])
+                break
     return [_sentence(words, question) for words, question in found]
 
 
-def _within_budget(found: list[tuple[list[str], bool]]) -> list[tuple[list[str], bool]]:
-    kept: list[tuple[list[str], bool]] = []
+def _within_budget(found: list[_Piece], rest: list[str]) -> list[_Piece]:
+    """The beginning of `found`, and the end of what is left of it and of `rest`: words of both are only told apart as far as needed."""
+    kept: list[_Piece] = []
     room = MAX_TOKENS * 3 // 4
     at = 0
     while at < len(found) and room > 0:
@@ -372,9 +386,16 @@ def _within_budget(found: list[tuple[list[str], bool]]) -> list[tuple[list[str],
         kept.append((words[:room], question))
         room -= max(len(words), _SENTENCE_COST)
         at += 1
-    tail: list[tuple[list[str], bool]] = []
+    tail: list[_Piece] = []
     room = MAX_TOKENS // 4
-    for words, question in reversed(found[at:] or found[-1:]):
+    for place in range(len(rest) - 2, -1, -2):
+        words = LEXICON.tokens(rest[place])
+        if words:
+            tail.append((words[-room:], rest[place + 1] in _QUESTIONS))
+            room -= max(len(words), _SENTENCE_COST)
+            if room <= 0:
+                return kept + tail[::-1]
+    for words, question in reversed(found[at:] if tail else found[at:] or found[-1:]):
         if room <= 0:
             break
         tail.append((words[-room:], question))
@@ -435,11 +456,14 @@ _ACT_BITS = tuple((name, LEXICON.mask(name)) for name in _ACTS)
 _OBJECT_BITS = tuple((name, LEXICON.mask(name)) for name in (*_BIG, *_REACH, "medium"))
 _COUNTED = LEXICON.mask(*_BIG, *_REACH, "medium", "small", "depth", *_ACTS)
 _SMALL, _MEDIUM = LEXICON.mask("small"), LEXICON.mask("medium")
+_PAIRED = LEXICON.mask(*_BIG, *_REACH, "medium", "small", *_ACTS)
 _FACT, _THOUGHT = LEXICON.mask("fact", "whatis"), LEXICON.mask("judge", "explain", "solve", "design")
 _MENTION, _DEFINE = LEXICON.mask("mention"), LEXICON.mask("define")
 _LARGE_ACT = LEXICON.mask("design", "transform", "research")
 _SILENT = LEXICON.mask("filler", "request", "persona", "people")
 _NUMBER = re.compile(r"(\d(?<![\w.]\d)(?:\d{0,2}(?:,\d{3})+|\d{0,8}))\s?(k|m|million|billion|thousand|tb|gb)?(?!\w)")
+_ASCII_NUMBER = re.compile(_NUMBER.pattern.replace(r"\d", "[0-9]"), re.ASCII)
+"""Faster, and finds the same where there is nothing else."""
 _OPENERS = frozenset("is are was were do does did has have had will should am isn aren".split())
 
 
@@ -460,8 +484,7 @@ def describe(ask: Ask) -> tuple[Features, list[str]]:
     mask = 0
     for one in asking:
         mask |= one.mask
-    for name in LEXICON.names(mask & ~_SILENT):
-        features["has " + name] = 1.0
+    features |= _having(mask & ~_SILENT)
     _background(features, background)
     _counts(features, asking)
     size = sum(len(one.words) for one in asking)
@@ -557,13 +580,20 @@ def _mentions(features: Features, mask: int) -> None:
 
 
 def _acts_and_objects(features: Features, mask: int) -> None:
+    features |= _pairs(mask & _PAIRED)
+
+
+@lru_cache(maxsize=8_192)
+def _pairs(mask: int) -> Features:
     objects = [name for name, bit in _OBJECT_BITS if mask & bit]
     if mask & _SMALL and not mask & (_BIG_MASK | _REACH_MASK):
         objects.append("small")
-    for act, bit in _ACT_BITS:
-        if mask & bit:
-            for name in objects:
-                features[f"{act} {name}"] = 1.0
+    return {f"{act} {name}": 1.0 for act, bit in _ACT_BITS if mask & bit for name in objects}
+
+
+@lru_cache(maxsize=8_192)
+def _having(mask: int) -> Features:
+    return {"has " + name: 1.0 for name in LEXICON.names(mask)}
 
 
 def _head(features: Features, prefix: str, sentence: Sentence) -> None:
@@ -611,13 +641,16 @@ def _shape(features: Features, ask: Ask, asking: Sequence[Sentence], mask: int) 
             features["follows, for all of it"] = 1.0
 
 
+_DIGITS = "0123456789"
 _FACTORS: Final = {"k": 1e3, "thousand": 1e3, "m": 1e6, "million": 1e6, "billion": 1e9, "tb": 1e6}
 
 
 def _limits(prose: str) -> list[int]:
     """Which of a few limits the largest number passes; years do not count."""
+    if prose.isascii() and not any(map(prose.__contains__, _DIGITS)):
+        return []
     largest = 0.0
-    for digits, unit in _NUMBER.findall(prose):
+    for digits, unit in (_ASCII_NUMBER if prose.isascii() else _NUMBER).findall(prose):
         value = float(digits.replace(",", "")) * _FACTORS.get(unit, 1.0)
         if not 1900 <= value <= 2035:
             largest = max(largest, value)

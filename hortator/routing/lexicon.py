@@ -15,6 +15,8 @@ from typing import Final
 _TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]+|[^\W\u3040-\u30ff\u3400-\u9fff\u0900-\u097f]+|[\u0900-\u0963\u0966-\u097f]+"
 )
+_APART: Final = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
+"""What stands between words of ASCII text: several times faster than the expression, which finds the same."""
 _ACCENTS: Final[dict[str, str]] = {
     chr(code): unicodedata.normalize("NFKD", chr(code))[0]
     for code in range(0xC0, 0x180)
@@ -62,6 +64,7 @@ class Lexicon:
                 self._add(plain(word.strip()), bit)
         self._stem_lengths = sorted({len(stem) for stem in self._stems}, reverse=True)
         self._index_misspellings()
+        self._name_of = {1 << at: name for at, name in enumerate(self.categories)}
         self.names = lru_cache(maxsize=8_192)(self._names)
 
     def mask(self, *names: str) -> int:
@@ -69,17 +72,36 @@ class Lexicon:
         return sum(1 << self.categories.index(name) for name in names)
 
     def _names(self, mask: int) -> tuple[str, ...]:
-        return tuple(name for at, name in enumerate(self.categories) if mask >> at & 1)
+        found = []
+        while mask:
+            lowest = mask & -mask
+            found.append(self._name_of[lowest])
+            mask ^= lowest
+        return tuple(found)
 
     def tokens(self, text: str) -> list[str]:
         """The words of a text that `plain` has been applied to."""
-        return _TOKEN.findall(text)
+        return text.translate(_APART).split() if text.isascii() else _TOKEN.findall(text)
 
     def marked(self, tokens: list[str]) -> tuple[list[str], list[int]]:
         """Words and, for each, the bits of its categories, those of phrases that begin there included.
 
         A run of Chinese or Japanese becomes its pairs of characters.
         """
+        known = list(map(self._memory.get, tokens))
+        if None in known:
+            return self._marked_anew(tokens)
+        marks: list[int] = known  # type: ignore[assignment]  # none of them is None
+        last = len(tokens) - 1
+        for at, following in enumerate(map(self._phrases.get, tokens)):
+            if following is not None and at < last:
+                ends = following.get(tokens[at + 1])
+                if ends is not None:
+                    marks[at] |= _begun(ends, tokens, at)
+        return tokens, marks
+
+    def _marked_anew(self, tokens: list[str]) -> tuple[list[str], list[int]]:
+        """The same where a word is not remembered, or is a run of Chinese or Japanese."""
         words: list[str] = []
         marks: list[int] = []
         memory, phrases, last = self._memory, self._phrases, len(tokens) - 1
@@ -91,9 +113,7 @@ class Lexicon:
                     continue
                 kinds = self._learn(token)
             if token in phrases and at < last:
-                for rest, bit in phrases[token].get(tokens[at + 1], ()):
-                    if not rest or tokens[at + 2 : at + 2 + len(rest)] == rest:
-                        kinds |= bit
+                kinds |= _begun(phrases[token].get(tokens[at + 1], []), tokens, at)
             words.append(token)
             marks.append(kinds)
         return words, marks
@@ -166,6 +186,15 @@ class Lexicon:
                     self._shortened.setdefault(word[:at] + word[at + 1 :], kinds)
         for word in _NOT_MISSPELT:
             self._shortened.pop(word, None)
+
+
+def _begun(ends: list[tuple[list[str], int]], tokens: list[str], at: int) -> int:
+    """The bits of the phrases that begin with the two words at `at`."""
+    kinds = 0
+    for rest, bit in ends:
+        if not rest or tokens[at + 2 : at + 2 + len(rest)] == rest:
+            kinds |= bit
+    return kinds
 
 
 LEXICON: Final = Lexicon(files("hortator.routing").joinpath("data/lexicon.txt").read_text(encoding="utf-8"))
