@@ -205,7 +205,8 @@ class Gateway:
         if tracing is not None:
             tracing.enter("record")
         if held is not None:
-            self._budgets.settle(held, trace.usage, trace.deployment, trace.response_model, trace.complete)
+            took = trace.usage, trace.deployment, trace.response_model
+            self._budgets.settle(held, *took, trace.complete, trace.attempts)
         self._write(caller, call, trace, decision, error, opened=opened)
 
     def _write(

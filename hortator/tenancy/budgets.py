@@ -13,7 +13,7 @@ from math import ceil, inf
 
 import msgspec
 
-from hortator.call import Call, Caller, Deployment, KeyHash, Limit, LimitKind, Operation, Usage
+from hortator.call import Attempt, Call, Caller, Deployment, KeyHash, Limit, LimitKind, Operation, Usage
 from hortator.errors import Forbidden, LimitsUnavailable, RateLimited
 from hortator.tenancy.counters import CounterGauges, Counters, Hold, Used, Verdict
 
@@ -206,39 +206,66 @@ class Budgets:
         return Reservation(hold, _rate_headers(plan, hold.needs, verdict), tokens, money)
 
     def settle(
-        self, reservation: Reservation, usage: Usage, deployment: Deployment | None, model: str | None, complete: bool
+        self,
+        reservation: Reservation,
+        usage: Usage,
+        deployment: Deployment | None,
+        model: str | None,
+        complete: bool,
+        attempts: Sequence[Attempt] = (),
     ) -> None:
         """Count what the call has used instead of what it reserved. `model`: the name in the reply. `complete`: it was answered.
 
         An answer whose usage nobody knows counts as reserved; a call that failed without any counts nothing but itself (the
-        requests of a minute are those that were let through).
+        requests of a minute are those that were let through). `usage` is the last attempt's; of `attempts` those before it are
+        counted beside it, where an answer had begun: providers charge for these too.
         """
         tokens, money = reservation.tokens, reservation.money
         if not tokens:
             # Neither tokens nor money are limited: a call that is counted needs one token at least.
             self._settled += 1
-        elif usage.input is not None or usage.output is not None:
-            read, written = usage.input, usage.output
-            if read is None or written is None or read < 0 or written < 0:
-                read, written = max(0, read or 0), max(0, written or 0)
-                usage = msgspec.structs.replace(usage, input=read, output=written)
-            tokens = read + written
-            if tokens > MAX_TOKENS:
-                tokens = MAX_TOKENS
-            if deployment is None:
-                money = 0
-            elif money:
-                cost = self._price(deployment, model, usage)
-                money = money if cost is None else cost
-            self._settled += 1
-        elif complete:
-            self._settled += 1
         else:
-            tokens = money = 0
-            self._refunded += 1
+            known = usage.input is not None or usage.output is not None
+            if known:
+                tokens, money = self._took(usage, deployment, model, money)
+            elif not complete:
+                tokens = money = 0
+            if len(attempts) > 1:
+                more, dollars = self._earlier(attempts, reservation.money)
+                tokens, money = min(tokens + more, MAX_TOKENS), money + dollars
+            if known or complete or tokens:
+                self._settled += 1
+            else:
+                self._refunded += 1
         self._tokens_used += tokens
         self._money_used += money
         self._counters.settle(reservation.hold, Used(1, tokens, money))
+
+    def _took(self, usage: Usage, deployment: Deployment | None, model: str | None, reserved: int) -> tuple[int, int]:
+        """The tokens and the money of one attempt. Money is only counted where some is `reserved`, and is that without a price."""
+        read, written = usage.input, usage.output
+        if read is None or written is None or read < 0 or written < 0:
+            read, written = max(0, read or 0), max(0, written or 0)
+            usage = msgspec.structs.replace(usage, input=read, output=written)
+        tokens = read + written
+        if tokens > MAX_TOKENS:
+            tokens = MAX_TOKENS
+        if deployment is None:
+            return tokens, 0
+        cost = self._price(deployment, model, usage) if reserved else 0
+        return tokens, reserved if cost is None else cost
+
+    def _earlier(self, attempts: Sequence[Attempt], reserved: int) -> tuple[int, int]:
+        """What the attempts before the last took, as far as is known."""
+        tokens = money = 0
+        for attempt in attempts[:-1]:
+            usage = attempt.usage
+            if usage.input is not None or usage.output is not None:
+                model = attempt.deployment.partition("/")[2]
+                place = Deployment(id=attempt.deployment, provider=attempt.provider, model=model)
+                more, dollars = self._took(usage, place, attempt.response_model, reserved)
+                tokens, money = tokens + more, money + dollars
+        return tokens, money
 
     def _new_plan(self, caller: Caller) -> _Plan:
         """Remember the plan of a key; a bounded number of them."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.door import Reply, chat, content_of, envelope, events
+from tests.door import Door, Reply, chat, content_of, envelope, events
 from tests.gateway import Gateway, running_gateway
 from tests.upstream.process import Upstream
 from tests.upstream.script import ROLE, TEXT, Script, error_body, head, reply, sse, stream_head, usage_chunk
@@ -122,11 +122,12 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iter
 
 
 def ask(
-    gateway: Gateway, model: str, mark: str, stream: bool
+    gateway: Gateway, model: str, mark: str, stream: bool, door: Door | None = None, **parameters: Any
 ) -> tuple[Reply, str, dict[str, Any] | None, dict[str, Any]]:
     """Ask; return the reply, its text, its error and its usage record."""
     request_id = uuid.uuid4().hex
-    with gateway.door.begin(chat(model, mark, stream=stream), x_request_id=request_id) as connection:
+    asked = chat(model, mark, stream=stream, **parameters)
+    with (door or gateway.door).begin(asked, x_request_id=request_id) as connection:
         got = connection.read_head()
         if (got.header("content-type") or "").startswith("text/event-stream"):
             found = list(events(connection.blocks()))
@@ -183,6 +184,22 @@ def test_a_fault_is_told_truly_recorded_whole_and_mended_where_it_may_be(
     assert got.header("retry-after") == fault.retry_after
     assert "attempts" not in error, "one attempt needs no list"
     assert "127.0.0.1" not in error["message"]
+
+
+@pytest.mark.parametrize("limit", ["1000 tokens/day", "0.0001 usd/day"])
+def test_budgets_count_every_attempt_that_was_billed(matrix: Gateway, upstream: Upstream, limit: str) -> None:
+    """Both attempts report 11 + 7 tokens, at 25 and at 61 millionths of a dollar."""
+    door = Door(matrix.port, matrix.new_key("budgeted", "--limit", limit))
+    mark = upstream.plan(one=REPORTED, two="ok")
+    got, text, _, row = ask(matrix, "backed", mark, True, door, max_tokens=10)
+    assert (got.status, text, row["attempts"]) == (200, TEXT, 2)
+    assert costs(row) == USED + Decimal(25) / 1_000_000
+    if "tokens" in limit:
+        refused = door.chat("alone", mark, max_tokens=5000)
+        assert (refused.status, refused.header("x-ratelimit-remaining-tokens")) == (429, "964")
+    else:
+        refused = door.chat("alone", mark, max_tokens=5)
+        assert (refused.status, refused.error["code"]) == (429, "budget_exceeded"), "20 of 14 left, not of 39"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from hortator.call import (
     UNKNOWN_USAGE,
+    Attempt,
     Call,
     Caller,
     Deployment,
@@ -212,6 +213,36 @@ async def test_money_is_what_the_dearest_candidate_costs_and_then_what_was_paid(
     with pytest.raises(RateLimited) as refused:
         await room.reserve(who, call(size=4, max_tokens=0), [PLACE])
     assert refused.value.code == "budget_exceeded"
+
+
+async def test_attempts_before_the_last_are_counted_where_they_took_something(counters: Counters) -> None:
+    await early()
+    some, nothing = Usage(input=10, output=10, source="estimated"), UNKNOWN_USAGE
+
+    def tries(*usages: Usage) -> list[Attempt]:
+        kept: dict[str, Any] = {
+            "deployment": PLACE.id,
+            "provider": PLACE.provider,
+            "status": 200,
+            "code": None,
+            "duration_ms": 1.0,
+        }
+        return [Attempt(usage=usage, **kept) for usage in usages]
+
+    who, room = caller("1000 tokens/day"), budgets(counters, lambda *_: 1)
+    for last, complete, attempts, used in (
+        (some, True, tries(some), 20),
+        (some, True, tries(some, nothing, some), 40),
+        (nothing, False, tries(some, nothing), 20),
+        (nothing, False, tries(nothing, nothing), 0),
+        (nothing, True, tries(some, nothing), 120),
+    ):
+        before = room.gauges
+        held = await room.reserve(who, call(max_tokens=90), [PLACE])
+        room.settle(held, last, PLACE, None, complete, attempts)
+        after = room.gauges
+        assert after.tokens[1] - before.tokens[1] == used
+        assert after.refunded - before.refunded == (used == 0)
 
 
 async def test_a_model_without_a_price_cannot_be_used_under_a_budget_of_money(counters: Counters) -> None:
