@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Any
+from zlib import crc32
 
 import sqlalchemy
 from sqlalchemy import ColumnElement, Table, delete, func, select, tuple_
@@ -24,6 +25,7 @@ BATCH = 1000
 """Most rows of a transaction, so that nobody who writes waits long."""
 _SUMS_STEP = timedelta(days=7)
 LOCK_ID = 0x68727432
+"""With a table's digest below it: who goes on to another table does not take its turn from who still deletes there."""
 
 
 async def delete_records(database: Database, scope: Scope, before: datetime, key_hash: KeyHash | None = None) -> int:
@@ -54,7 +56,7 @@ async def _delete_old(
     if key_hash is not None:
         old = old.where(column.key_hash == key_hash)
     ids = old.order_by(when).limit(BATCH)
-    return await _delete(database, delete(table).where(column.id.in_(ids)))
+    return await _delete(database, table, delete(table).where(column.id.in_(ids)))
 
 
 async def delete_sums(database: Database, scope: Scope, before: datetime) -> int:
@@ -71,26 +73,27 @@ async def delete_sums(database: Database, scope: Scope, before: datetime) -> int
         return 0
     key = tuple(usage_rollups.primary_key)
     old = scope.rows(usage_rollups, *key).where(whose, column.hour < min(before, oldest + _SUMS_STEP))
-    return await _delete(database, delete(usage_rollups).where(tuple_(*key).in_(old)))
+    return await _delete(database, usage_rollups, delete(usage_rollups).where(tuple_(*key).in_(old)))
 
 
 async def delete_audit(database: Database, scope: OperatorScope, before: datetime) -> int:
     """Delete up to `BATCH` of the oldest entries of the audit log from before a moment; return how many. Raises Unavailable."""
     ids = scope.rows(audit, audit.c.id).where(audit.c.at < before).order_by(audit.c.at).limit(BATCH)
-    return await _delete(database, delete(audit).where(audit.c.id.in_(ids)))
+    return await _delete(database, audit, delete(audit).where(audit.c.id.in_(ids)))
 
 
-async def _delete(database: Database, statement: sqlalchemy.Delete) -> int:
+async def _delete(database: Database, table: Table, statement: sqlalchemy.Delete) -> int:
     async with database.write() as connection:
-        if not await _our_turn(database, connection):
+        if not await _our_turn(database, table, connection):
             return 0
         result: Any = await connection.execute(statement)
         return max(0, int(result.rowcount))
 
 
-async def _our_turn(database: Database, connection: AsyncConnection) -> bool:
-    """Whether no other replica deletes now."""
+async def _our_turn(database: Database, table: Table, connection: AsyncConnection) -> bool:
+    """Whether no other replica deletes from the table now."""
     if database.is_sqlite:
         return True
     lock = sqlalchemy.text("SELECT pg_try_advisory_xact_lock(:id)")
-    return bool((await connection.execute(lock, {"id": LOCK_ID})).scalar())
+    id = LOCK_ID << 32 | crc32(table.name.encode())
+    return bool((await connection.execute(lock, {"id": id})).scalar())
