@@ -435,21 +435,7 @@ def _opening(kinds: Sequence[int]) -> tuple[int, bool]:
 # --- describing it ---------------------------------------------------------------------------------------------------
 
 _BIG = ("huge", "named", "system")
-_ACTS = (
-    "build",
-    "design",
-    "transform",
-    "research",
-    "plan",
-    "write",
-    "judge",
-    "explain",
-    "debug",
-    "rework",
-    "solve",
-    "pick",
-    "micro",
-)
+_ACTS = "build design transform research plan write judge explain debug rework solve pick micro".split()
 _REACH = ("scope", "scale", "programme")
 _BIG_MASK, _REACH_MASK = LEXICON.mask(*_BIG), LEXICON.mask(*_REACH)
 _ACT_BITS = tuple((name, LEXICON.mask(name)) for name in _ACTS)
