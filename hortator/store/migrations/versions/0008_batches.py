@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "0009"
+revision = "0008"
 down_revision = "0007"
 
 UUID = sa.Uuid(as_uuid=False)
