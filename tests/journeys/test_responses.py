@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
@@ -123,11 +124,13 @@ def test_the_clients_stream_helper_puts_the_answer_together(
 
 def test_a_native_stream_passes_byte_for_byte(door: Door, upstream: Upstream) -> None:
     reply = ask(door, upstream, NATIVE, "native_ok", stream=True, store=False)
-    assert reply.body.decode() == "".join(map(named_event, response_events()))
+    sent = "".join(map(named_event, response_events()))
+    assert re.sub(r"resp_\d{8}", "resp_upstream", reply.body.decode()) == sent
 
 
 def test_a_native_answer_passes_byte_for_byte(door: Door, upstream: Upstream) -> None:
-    assert ask(door, upstream, NATIVE, "native_ok").body.decode() == dump(response())
+    body = ask(door, upstream, NATIVE, "native_ok").body.decode()
+    assert re.sub(r"resp_\d{8}", "resp_upstream", body) == dump(response())
 
 
 def test_a_native_provider_is_asked_in_the_clients_own_words(door: Door, upstream: Upstream) -> None:

@@ -82,7 +82,7 @@ class Plans:
         scenario = SCENARIOS.get(planned)
         if scenario is None:
             return reply(404, error_body(f"no scenario {planned!r}", "model_not_found", "invalid_request_error"))
-        return scenario(request)
+        return _own_id(scenario(request), exchange.number)
 
     async def note(self) -> None:
         """Wake everybody who waits for a change."""
@@ -91,6 +91,14 @@ class Plans:
 
     def matching(self, mark: str, state: str) -> list[dict[str, Any]]:
         return [asdict(one) for one in self.seen if mark in ("", one.mark) and state in ("", one.state)]
+
+
+def _own_id(script: Script, number: int) -> Script:
+    """Give each response an id of its own, as long as the one that was written: providers never give one twice."""
+    mine = f"resp_{number:08d}"
+    return [
+        [part.replace("resp_upstream", mine) if isinstance(part, str) else part for part in step] for step in script
+    ]
 
 
 class Player:
