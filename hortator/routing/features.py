@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from hortator.routing.lexicon import LEXICON, is_cjk, plain
+from hortator.routing.pasted import FENCE, capped, from_json, text_of, unwrapped, without_paste
 
 CAP_HEAD, CAP_TAIL = 1_400, 800
 """Characters kept of a turn: its beginning and its end."""
@@ -68,146 +69,25 @@ class Sentence(NamedTuple):
 
 # --- finding what is asked -------------------------------------------------------------------------------------------
 
-_WANTED = (
-    "user_query|user_message|user_request|user_input|task|query|question|request|feedback|instructions?|prompt|human"
-)
-_WANTED_END = re.compile(rf"</({_WANTED})>", re.IGNORECASE)
-_OTHER_TAG = re.compile(r"<([a-zA-Z][\w-]*)(?:\s[^<>]*)?>.*?</\1>", re.DOTALL)
-_OPEN_TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
-_LABEL = re.compile(
-    r"\n[#*>_\[ -]{0,4}(?:user(?:'s)? |my )?(?:request|question|query|task|instructions?|message|user|human)\W{0,3}:\s*",
-    re.IGNORECASE,
-)
-_FENCE = re.compile(r"```.*?(?:```|$)|~~~.*?(?:~~~|$)", re.DOTALL)
-_JSON_MATTER = re.compile(
-    r'"(?:input|text|content|code|sql|document|context|data|body|labels|from|to|role|lang|language|source|target)"\s*:\s*'
-    r'(?:"(?:[^"\\]|\\.)*"|\[[^\]{}]*\])'
-)
-_JSON_SAID = re.compile(r'"content"\s*:\s*"((?:[^"\\]|\\.){1,400})"')
-_JSON_MARKS = re.compile(r'[{}\[\]":_]+')
 _QUOTE = re.compile(
     r"""["“„«`「『'‘](?:(?<=")[^"\n]{1,240}"|(?<=“)[^”]{1,240}”|(?<=„)[^“”]{1,240}[“”]|(?<=«)[^»]{1,240}»|(?<=`)[^`\n]{1,160}`"""
     r"""|(?<=「)[^」]{1,120}」|(?<=『)[^』]{1,120}』|(?<=['‘])(?<!\w['‘])[^'’\n]{1,160}['’](?!\w))"""
 )
-_PASTED = re.compile(
-    r"\[?\d{4}[-/]\d\d[-/]\d\d|\[?\d\d:\d\d:\d\d|\[\w+\] |\{\"|\[[{\[\"]|(?:INFO|WARN|WARNING|ERROR|DEBUG|FATAL|TRACE)\b"
-    r"|[A-Z][a-z]{2} +\d+ \d\d:\d\d|at [\w.$<>]+\(|Traceback \(|File \"|[$>] |>>> |#include|(?:from \S+ )?import \S+$|import [\w{*]"
-    r"|def \w+\(|class \w+[(:{ ].*[:{]$|function \w*\(|func |(?:public|private|protected|static|const|let|var|return|package|using"
-    r"|namespace|struct|impl|fn|pub|async)\s\S.*[;{(=]|</?\w|@@|[+-]{3} |diff --git|@\w+|//|/\*|\* |#!|SELECT .*\b(?:FROM|,)"
-    r"|INSERT INTO|CREATE TABLE|\d{1,3}(?:\.\d{1,3}){3}\b|\|.*\||[\w.\[\]\"']+ ?[-+]?= ?\S+$|\"[\w -]+\"\s*:|[\w.-]+:(?: \S+)?$"
-    r"|- \w+: \S+$|[^,\s]+(?:,[^,\s]*){3,}$|[A-Z][\w-]*Error: |(?:From|To|Subject|Date|Cc): "
-)
-_BULLET = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.)]|\(?[a-z][.)])\s+\S")
-_YAML_ITEM = re.compile(r"\s*- [\w.-]+:(?: \S+)?$")
-_MAX_TAGS = 40
-"""With more, a text is marked-up matter; looking for the ends of its tags would take time that grows with their square."""
-_MAX_PARTS = 16
-"""Parts of a message looked at: half from the beginning, half from the end."""
 _SPACED = re.compile(r"(?:\S +){5,}\S(?!\S)")
 _INLINE_ITEM = re.compile(r"[.)](?<=[1-9a-h].)(?<!\w..)\s")
 
 
-def _text(content: object) -> str:
-    """The text of a message's content: a string, or its text parts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
-        return ""
-    parts = content if len(content) <= _MAX_PARTS else [*content[: _MAX_PARTS // 2], *content[-_MAX_PARTS // 2 :]]
-    texts = [
-        part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") in ("text", "input_text")
-    ]
-    return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def _capped(text: str, head: int, tail: int) -> str:
-    return text if len(text) <= head + tail else text[:head] + "\n" + text[-tail:]
-
-
-def _wanted(text: str) -> str | None:
-    """What stands in the last tag that a tool puts around what the user typed."""
-    lowered = text.lower()
-    if len(lowered) != len(text):
-        return None
-    for end in reversed(list(_WANTED_END.finditer(lowered))):
-        opening = f"<{end.group(1)}>"
-        start = lowered.rfind(opening, 0, end.start())
-        if start >= 0:
-            return text[start + len(opening) : end.start()].strip()
-    return None
-
-
-def _unwrapped(text: str) -> str:
-    """Without the tags and labels that tools put around what the user typed."""
-    if "</" in text:
-        wanted = _wanted(text)
-        if wanted is not None:
-            text = wanted
-        elif text.count("<") <= _MAX_TAGS:
-            rest = _OPEN_TAG.sub(" ", _OTHER_TAG.sub("\n", text))
-            text = rest if len(rest.strip()) > 2 else _OPEN_TAG.sub(" ", text)
-    if len(text) > 200 and ":" in text:
-        end = 0
-        for found in _LABEL.finditer("\n" + text):
-            end = found.end() - 1
-        if 0 < end < len(text) - 1:
-            text = text[end:]
-    return text
-
-
-def _is_pasted(line: str) -> bool:
-    """Looks like code, a log line, a table or a header, not like a sentence."""
-    bare = line.strip()
-    if not bare:
-        return False
-    if line[0] in " \t" and (line.startswith("    ") or line[0] == "\t"):
-        return True
-    return (
-        bare[-1] in ";{}[(" or bare.endswith("):") or bare in ("]", ")", "},", "],") or _PASTED.match(bare) is not None
-    )
-
-
-def _without_paste(text: str) -> tuple[str, bool, int]:
-    """Prose lines; whether some of the rest was code; the lines that are items of a list."""
-    code = "```" in text or "~~~" in text
-    if code:
-        text = _FENCE.sub("\n", text)
-    if "\n" not in text:
-        return text, code, 0
-    lines = text.split("\n")
-    if len(lines) > 20:
-        lines = lines[:12] + lines[-8:]
-    kept: list[str] = []
-    bullets = 0
-    for line in lines:
-        if _BULLET.match(line.lstrip()[:12]) and not _YAML_ITEM.match(line):
-            bullets += 1
-            kept.append(line[:300])
-        elif not _is_pasted(line[:300]):
-            kept.append(line)
-    return "\n".join(kept), code or len(lines) - len(kept) > 1, bullets
-
-
-def _from_json(text: str) -> str:
-    """A request that is one JSON document: its words, without the matter to work on."""
-    words = _JSON_MARKS.sub(" ", _JSON_MATTER.sub("", text[:1_500])).strip(" ,\n")
-    if len(words) > 8:
-        return words
-    said = _JSON_SAID.findall(text[:1_500])
-    return said[-1] if said else text[:400]
-
-
 def _user_prose(raw: str) -> Ask:
     """One user turn on its own."""
-    text = _unwrapped(_capped(raw, CAP_HEAD, CAP_TAIL)).strip()
+    text = unwrapped(capped(raw, CAP_HEAD, CAP_TAIL)).strip()
     if text[:1] in ("{", "[") and text[-1:] in ("}", "]") and '"' in text:
-        prose, code, bullets = _from_json(text), False, 0
+        prose, code, bullets = from_json(text), False, 0
     else:
-        prose, code, bullets = _without_paste(text)
+        prose, code, bullets = without_paste(text)
     if len(prose.strip()) < 2:
         prose = text[:400]
     prose, bullets = _without_document(prose, bullets)
-    prose = _capped(prose, PROSE_HEAD, PROSE_TAIL)
+    prose = capped(prose, PROSE_HEAD, PROSE_TAIL)
     aside = len(raw) - len(prose)
     if not bullets and ") " in prose:
         bullets = len(_INLINE_ITEM.findall(prose))
@@ -296,7 +176,7 @@ def read(messages: Iterable[Message]) -> Ask:
         if not isinstance(message, Mapping):
             continue
         role = message.get("role")
-        if role in ("user", "assistant") and (text := _text(message.get("content"))) and not text.isspace():
+        if role in ("user", "assistant") and (text := text_of(message.get("content"))) and not text.isspace():
             turns.append((str(role), text))
             users += role == "user"
             if users == 3:
@@ -311,7 +191,7 @@ def read(messages: Iterable[Message]) -> Ask:
     if len(asks) > 2 and _continues(before):
         before = _user_prose(turns[asks[2]][1])
     said = "".join(text for role, text in turns[asks[0] + 1 : asks[1]] if role == "assistant")
-    offer = plain(_FENCE.sub(" ", said[-600:]))[-240:]
+    offer = plain(FENCE.sub(" ", said[-600:]))[-240:]
     prose = f"{last.prose}\n{before.prose[:400]}\n{offer}"
     return last._replace(prose=prose, follows=True, closes=last.prose, bullets=last.bullets + before.bullets)
 
