@@ -13,6 +13,8 @@ Messages are written for the caller: they never hold database text, stack traces
      |    +-- NotFound               404  model_not_found | unknown_url
      |    +-- MethodNotAllowed       405  method_not_allowed
      |    +-- RequestTimeout         408  request_timeout
+     |    +-- Conflict               409  idempotency_key_reused | task_not_running | ...
+     |    +-- Gone                   410  events_expired
      |    +-- TooLarge               413  request_too_large
      |    +-- UnsupportedMediaType   415  unsupported_media_type
      |    +-- HeadersTooLarge        431  headers_too_large
@@ -20,6 +22,7 @@ Messages are written for the caller: they never hold database text, stack traces
      +-- Unavailable                 503  store_unavailable | draining | ...
      |    +-- LimitsUnavailable      503  limits_unavailable
      |    +-- Overloaded             503  overloaded
+     +-- TaskEnded                   502  task_failed | task_cancelled | task_budget_exceeded; 504 task_timed_out
      +-- ClientGone                  (no reply: the caller hung up)
      +-- UpstreamError               502  the provider failed before or while it answered
           +-- ConnectFailed          502  upstream_connect_failed
@@ -131,6 +134,20 @@ class RequestTimeout(RequestError):
     default_code = "request_timeout"
 
 
+class Conflict(RequestError):
+    """What is asked does not fit the state of what it is asked of."""
+
+    status = 409
+    default_code = "conflict"
+
+
+class Gone(RequestError):
+    """It was there and is not kept any more."""
+
+    status = 410
+    default_code = "gone"
+
+
 class TooLarge(RequestError):
     """413: the body is over the configured limit."""
 
@@ -192,6 +209,13 @@ class Overloaded(Unavailable):
     """503: more calls run and wait than this process is to carry."""
 
     default_code = "overloaded"
+
+
+class TaskEnded(HortatorError):
+    """A team of agents ended without an answer: `task_failed`, `task_cancelled`, `task_timed_out`, `task_budget_exceeded`."""
+
+    status = 502
+    default_code = "task_failed"
 
 
 class ClientGone(HortatorError):
@@ -300,27 +324,36 @@ class UpstreamRefused(UpstreamError):
 CODES = frozenset(
     {
         "all_deployments_failed",
+        "artifact_not_found",
         "batch_not_active",
         "batch_not_found",
         "budget_exceeded",
+        "capability_not_allowed",
         "client_closed_request",
+        "conflict",
         "content_filter",
         "context_length_exceeded",
+        "delivery_not_found",
         "draining",
         "empty_array",
+        "events_expired",
         "expired_api_key",
         "file_in_use",
         "file_not_found",
         "file_quota_exceeded",
         "file_too_large",
         "files_unavailable",
+        "gone",
         "headers_too_large",
         "host_not_allowed",
+        "idempotency_key_reused",
         "insufficient_quota",
         "internal_error",
         "interrupted",
         "invalid_api_key",
+        "invalid_domain_parameter",
         "invalid_expiry",
+        "invalid_file_path",
         "invalid_form",
         "invalid_header",
         "invalid_json",
@@ -333,7 +366,7 @@ CODES = frozenset(
         "invalid_request",
         "invalid_retention",
         "invalid_type",
-        "invalid_utf8",
+        "invalid_url",
         "invalid_value",
         "key_not_active",
         "key_not_found",
@@ -367,6 +400,13 @@ CODES = frozenset(
         "schema_too_large",
         "store_unavailable",
         "superseded",
+        "task_budget_exceeded",
+        "task_cancelled",
+        "task_failed",
+        "task_not_found",
+        "task_not_running",
+        "task_not_terminal",
+        "task_timed_out",
         "tenant_disabled",
         "tenant_not_allowed",
         "tenant_not_found",
@@ -376,8 +416,10 @@ CODES = frozenset(
         "too_many_batches",
         "too_many_concurrent_requests",
         "too_many_connections",
+        "too_many_tasks",
         "too_many_tools",
         "unknown_parameter",
+        "unknown_role",
         "unknown_url",
         "unsupported_by_model",
         "unsupported_content",
@@ -400,6 +442,8 @@ CODES = frozenset(
         "upstream_total_timeout",
         "upstream_truncated_stream",
         "upstream_unavailable",
+        "url_not_allowed",
+        "workspace_full",
     }
 )
 """Every code of ours that callers and usage records see, one a line, as in docs/api-contracts.md. Providers may say anything: in metrics

@@ -402,6 +402,65 @@ class Local(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.model if self.file is None else self.file.stem.lower()
 
 
+class TierModels(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The models that agents ask. None = chosen by routing as for `auto`: a good one to plan and to write, a cheap one to work."""
+
+    tribune: Name | None = None
+    """Of who plans and writes the answer."""
+    centurion: Name | None = None
+    """Of who coordinates a group."""
+    legionary: Name | None = None
+    """Of who does one piece."""
+
+
+class Webhooks(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is sent to the `callback_url` of tasks (R-000-57 to R-000-59)."""
+
+    timeout_seconds: Annotated[float, Meta(ge=1, le=60)] = 15.0
+    """Seconds that a receiver has to answer."""
+    allow_hosts: tuple[Name, ...] = ()
+    """Hosts (globs, with a port where it is not the scheme's) that may be called though their address is not public, e.g. `127.0.0.1:9000`."""
+    give_up_hours: Annotated[float, Meta(ge=0, le=720)] = 28.0
+    """Hours after which a delivery that never succeeded is given up; the pauses between tries grow up to ten hours."""
+
+
+class Orchestration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Teams of agents behind `hortator/...` models and the task API."""
+
+    enabled: bool = True
+    """False = no such models, and 404 on the addresses of tasks."""
+    workers: bool = False
+    """True = this server leaves trees that no client waits for to processes of `hortator worker`; needs Postgres."""
+    max_trees: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    """Trees that a process works on at once; a tenth of the places is kept for tenants of priority high (R-000-41)."""
+    max_calls: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    """Model calls of agents that a process makes at once."""
+    tenant_unfinished: Annotated[int, Meta(ge=1, le=1_000_000)] = 1_000
+    """Most trees of a tenant that have not ended; more are refused with 429."""
+    timeout_seconds: Annotated[int, Meta(ge=1, le=604_800)] = 3_600
+    """Seconds that a tree may take where its order does not say."""
+    max_cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | None = 1.0
+    """US dollars that a tree may cost where its order does not say. None = no bound but the caller's limits."""
+    max_tokens: Annotated[int, Meta(ge=1, le=1 << 40)] | None = None
+    """Tokens that a tree may take where its order does not say. None = no bound but the caller's limits."""
+    models: TierModels = field(default_factory=TierModels)
+    """Which models agents ask."""
+    roles: Path | None = None
+    """Folder of role files of your own (`*.yaml`), over the built-in ones."""
+    egress: tuple[Name, ...] = ()
+    """Hosts (globs) that agents may fetch from with `web_fetch`; empty = none, the tool is not offered."""
+    shell: bool = False
+    """True = agents with the capability `shell` may run commands in a sandbox without network (needs bubblewrap)."""
+    max_files: Annotated[int, Meta(ge=1, le=10_000)] = 200
+    """Most files of a task."""
+    max_files_bytes: Bytes = 16_777_216
+    """Most bytes of a task's files together."""
+    retention_days: Days = 30
+    """Days after which a tree that has ended is deleted with its events and files."""
+    webhooks: Webhooks = field(default_factory=Webhooks)
+    """Calls to clients."""
+
+
 class Choice(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which models may answer a kind of request, and in which order."""
 
@@ -508,6 +567,8 @@ class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What clients send to `/v1/files`, and the results of batches."""
     batches: Batches = field(default_factory=Batches)
     """The work of `/v1/batches`."""
+    orchestration: Orchestration = field(default_factory=Orchestration)
+    """Teams of agents behind `hortator/...` models and the task API. [orchestration.md](orchestration.md) explains it."""
     stream: Streaming = field(default_factory=Streaming)
     """Streamed replies."""
     timeouts: Timeouts = field(default_factory=Timeouts)
