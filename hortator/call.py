@@ -128,6 +128,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """Another model may answer, where the one asked for has fallbacks."""
     tracing: Tracing | None = None
     """Where the times of its trace are noted; None = traces are off."""
+    task_id: str | None = None
+    """The task of a team that it is made for; None = a client's own."""
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,5 +272,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """None = its complexity was not judged, or is not to be recorded."""
     repeat: Repeat | None = None
     """None = it repeats nothing."""
+    task_id: str | None = None
+    """The task it was made for; None = a client's own call."""
     metadata: dict[str, str] = {}
     """What doors add for reports, bounded by the door."""

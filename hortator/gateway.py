@@ -135,14 +135,14 @@ class Gateway:
         decision = decide(call, caller, self._catalogue(), self._rules)
         return await count_tokens(self._dispatch, call, decision, call.started + self._total)
 
-    async def stream(self, caller: Caller, call: Call, trace: Trace) -> StreamedAnswer:
-        """Walk a call whose answer is streamed; return when its status is known or the wait for it is over."""
+    async def stream(self, caller: Caller, call: Call, trace: Trace, choose: Choose | None = None) -> StreamedAnswer:
+        """Walk a call whose answer is streamed; return when its status is known or the wait for it is over. `choose`: as above."""
         if not self._admission.enter(caller.priority):
             await self._wait(caller, call, trace)
         held: Reservation | None = None
         decision: Decision | None = None
         try:
-            decision = self._route(caller, call, trace)
+            decision = self._route(caller, call, trace, choose)
             if caller.limits:
                 held = await self._reserve(caller, call, decision)
         except BaseException as error:
@@ -251,6 +251,7 @@ class Gateway:
             and stood_in(decision, trace),
             routed=routed,
             repeat=repeat,
+            task_id=call.task_id,
         )
         self._ledger.record(outcome)
         if call.tracing is not None and self.tracer is not None:

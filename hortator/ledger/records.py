@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import uuid_utils
 
-from hortator.call import Attempt, Outcome, Usage
+from hortator.call import Attempt, Deployment, Outcome, Usage
 from hortator.ledger.counts import OTHER_TASK
 from hortator.ledger.prices import FREE, Price, PriceBook
 from hortator.store.tables import MONEY_SCALE
@@ -80,7 +80,9 @@ class Recorder:
         usage = _plausible(outcome.usage)
         tokens, output = usage.input, usage.output
         served = self._serving(outcome)
-        (state, cost, price), attempts = self._costs(outcome, usage)
+        (state, cost, price), attempts = self._costs(
+            outcome.deployment, outcome.attempts, outcome.response_model, outcome.received_at, usage
+        )
         latency_ms, overhead_ms, first_byte_ms = outcome.latency_ms, outcome.overhead_ms, outcome.first_byte_ms
         return UsageRow(
             event_id=uuid_utils.uuid7().hex,
@@ -116,6 +118,7 @@ class Recorder:
             error_code=None if outcome.code is None else _text(outcome.code, 100),
             task_type=None if outcome.task_type is None else self._task(_text(outcome.task_type, 100)),
             local_fallback=outcome.local_fallback,
+            task_id=None if outcome.task_id is None else outcome.task_id.replace("-", ""),
         )
 
     def _task(self, task: str) -> str:
@@ -126,23 +129,39 @@ class Recorder:
             self._tasks.add(task)
         return task
 
-    def _costs(self, outcome: Outcome, usage: Usage) -> tuple[Cost, list[AttemptRecord]]:
+    def cost(
+        self,
+        deployment: Deployment | None,
+        attempts: tuple[Attempt, ...],
+        response_model: str | None,
+        received_at: float,
+        usage: Usage,
+    ) -> int | None:
+        """What the record of a call says that it cost, in 1e-10 dollars; None = it is not known."""
+        return self._costs(deployment, attempts, response_model, received_at, _plausible(usage))[0].amount
+
+    def _costs(
+        self,
+        deployment: Deployment | None,
+        tries: tuple[Attempt, ...],
+        response_model: str | None,
+        received_at: float,
+        usage: Usage,
+    ) -> tuple[Cost, list[AttemptRecord]]:
         """Price the call and its attempts: the call costs what its attempts do. A call that no upstream saw is free.
 
         The last attempt's usage is the call's. Where its cost is not known, that of the others still counts.
         """
-        deployment = outcome.deployment
-        tries = outcome.attempts
         if deployment is None or not tries:
             return Cost("free", 0, FREE), []
-        cost = self._cost(deployment.provider, deployment.model, outcome.response_model, outcome.received_at, usage)
+        cost = self._cost(deployment.provider, deployment.model, response_model, received_at, usage)
         records = [_attempt(tries[-1], usage, cost.amount)]
         if len(tries) == 1:
             return cost, records
         for attempt in tries[-2::-1]:
             took = _plausible(attempt.usage)
             model = attempt.deployment.partition("/")[2]
-            own = self._cost(attempt.provider, model, attempt.response_model, outcome.received_at, took)
+            own = self._cost(attempt.provider, model, attempt.response_model, received_at, took)
             if own.amount is not None and took.source != "unknown":
                 cost = Cost(cost.state, cost.amount + own.amount, cost.price) if cost.amount is not None else own
                 records.append(_attempt(attempt, took, own.amount))

@@ -105,7 +105,9 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """Stop; what is not finished is free for others at once."""
 
-    async def begin(self, kind: str, id: str, *, tenant_id: str, priority: str = "standard", here: bool = False) -> None:
+    async def begin(
+        self, kind: str, id: str, *, tenant_id: str, priority: str = "standard", here: bool = False
+    ) -> None:
         """Have `handlers[kind](id)` run. Durable when it returns; a second time does nothing. Raises Unavailable.
 
         `here`: in this process, now; else wherever there is room. Bounded work: who begins roots is limited by `Teams`.

@@ -8,7 +8,7 @@ from hortator.routing.catalogue import Catalogue
 from hortator.routing.policy import decide, told
 from hortator.routing.preview import Preview, preview
 from hortator.routing.repeats import Repeats
-from hortator.routing.tiers import rules_by_tier
+from hortator.routing.tiers import rules_by_tier, rules_of_path
 
 __all__ = [
     "AUTO",
@@ -22,5 +22,6 @@ __all__ = [
     "decide",
     "preview",
     "rules_by_tier",
+    "rules_of_path",
     "told",
 ]

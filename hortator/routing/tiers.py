@@ -1,6 +1,6 @@
-"""Harpoon's smart routing: the rules of `auto` without a task type, and only among the models of a tier where one is named (R-002-9).
+"""Rules for who is not a client of `auto`: Harpoon's smart routing, where a tier may be named (R-002-9), and agents, whose path is given.
 
-The Harpoon door decides and previews with these; everything else is `auto.py`'s.
+Their doors decide and preview with these; everything else is `auto.py`'s.
 """
 
 from __future__ import annotations
@@ -9,10 +9,17 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
+from hortator.call import Path
 from hortator.routing.auto import Rules
 from hortator.settings import Choice, Paths, Tier
 
 TIERS: tuple[Tier, ...] = ("primary", "edge", "flagship", "local")
+
+
+def rules_of_path(rules: Rules, path: Path) -> Rules:
+    """Return rules by which every request takes `path`, and needs no task type: for agents, whose tier says what they need."""
+    below, above = {"fast": (2.0, 3.0), "standard": (-1.0, 2.0), "complex": (-1.0, -1.0)}[path]
+    return rules._replace(routing=replace(rules.routing, require_task_type=False, fast_below=below, complex_from=above))
 
 
 def rules_by_tier(rules: Rules) -> Mapping[Tier | None, Rules]:

@@ -21,6 +21,7 @@ from hortator.settings.document import (
     Local,
     Logging,
     NamedModel,
+    Orchestration,
     Paths,
     Provider,
     Responses,
@@ -32,8 +33,10 @@ from hortator.settings.document import (
     Strategy,
     Streaming,
     Tier,
+    TierModels,
     Timeouts,
     Upstream,
+    Webhooks,
 )
 from hortator.settings.load import home_folder, known_variables, load
 from hortator.settings.presets import PRESETS, detected_providers
@@ -57,6 +60,7 @@ __all__ = [
     "Local",
     "Logging",
     "NamedModel",
+    "Orchestration",
     "Paths",
     "Provider",
     "Responses",
@@ -69,8 +73,10 @@ __all__ = [
     "Strategy",
     "Streaming",
     "Tier",
+    "TierModels",
     "Timeouts",
     "Upstream",
+    "Webhooks",
     "applicable",
     "detected_providers",
     "home_folder",

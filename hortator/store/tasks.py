@@ -194,7 +194,9 @@ class TaskScope(TenantScope):
         super().__init__(database, tenant_id)
         self._told = told
 
-    async def add(self, root: Task, files: Sequence[NewFile], events: Sequence[NewEvent], unfinished: int) -> Added | None:
+    async def add(
+        self, root: Task, files: Sequence[NewFile], events: Sequence[NewEvent], unfinished: int
+    ) -> Added | None:
         """Keep a new root with its input files; None where the tenant has `unfinished` roots that have not ended. Raises Unavailable."""
 
     async def find(self, id: str) -> Task | None:
@@ -206,13 +208,22 @@ class TaskScope(TenantScope):
     async def tree(self, root_id: str) -> list[Task]:
         """All tasks of a tree, parents before children, siblings by position. Raises Unavailable."""
 
-    async def spawn(self, parent: Task, children: Sequence[Task], files: Sequence[tuple[str, NewFile]], events: Sequence[NewEvent], most: int) -> bool:
+    async def spawn(
+        self,
+        parent: Task,
+        children: Sequence[Task],
+        files: Sequence[tuple[str, NewFile]],
+        events: Sequence[NewEvent],
+        most: int,
+    ) -> bool:
         """Add children that are not there yet, with files (by child id). Their share of the parent's budget is checked by who made them.
 
         False, and nothing is added, where the parent has ended or the tree would have more than `most` tasks. Raises Unavailable.
         """
 
-    async def change(self, id: str, to: str, *, of: Sequence[str], values: Mapping[str, Any], events: Sequence[NewEvent]) -> bool:
+    async def change(
+        self, id: str, to: str, *, of: Sequence[str], values: Mapping[str, Any], events: Sequence[NewEvent]
+    ) -> bool:
         """Move a task to the phase `to` if it is in one of `of`, with other columns and events; False (and no event) otherwise.
 
         A terminal phase sets `completed_at` and releases what the task's own steps hold. Raises Unavailable.
@@ -249,7 +260,9 @@ class TaskScope(TenantScope):
     async def cancel(self, id: str, message: str) -> list[str]:
         """Cancel a task and all below it that have not ended; returns their ids. One transaction. Raises Unavailable."""
 
-    async def put(self, task: Task, file: NewFile, *, most_files: int, most_bytes: int, events: Sequence[NewEvent] = ()) -> bool:
+    async def put(
+        self, task: Task, file: NewFile, *, most_files: int, most_bytes: int, events: Sequence[NewEvent] = ()
+    ) -> bool:
         """Keep a file, in place of one at the same path; False where the task's files would be too many or too large. Raises Unavailable."""
 
     async def file(self, task_id: str, path: str) -> tuple[File, bytes] | None:

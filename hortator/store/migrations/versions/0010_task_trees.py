@@ -13,7 +13,7 @@ INSTANT = sa.DateTime(timezone=True)
 UUID = sa.Uuid(as_uuid=False)
 
 
-def _json() -> sa.types.TypeEngine[object]:
+def _json() -> sa.JSON:
     return sa.JSON().with_variant(JSONB(), "postgresql")
 
 
