@@ -17,6 +17,7 @@ from hortator.api.responses import ResponsesDoor
 from hortator.archive import Archive, Background
 from hortator.batching import PATHS as STORED
 from hortator.gateway import Gateway
+from hortator.orchestration.teams import Teams
 
 Door = Callable[[Scope, Receive, Send, str], Awaitable[None]]
 
@@ -32,8 +33,10 @@ class Doors:
         archive: Archive | None,
         background: Background | None,
         stored: Door,
+        teams: Teams | None = None,
     ) -> None:
-        """`stored` is the door of files and batches, which all generations share."""
+        """`stored` is the door of files and batches, which all generations share. `teams`: None = orchestration is off."""
+        self._teams = teams
         self._stored = stored
         self._openai = OpenAIDoor(gateway, max_body_bytes)
         self._messages = MessagesDoor(gateway, max_body_bytes)
