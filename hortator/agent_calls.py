@@ -37,27 +37,27 @@ PATHS: Mapping[str, Path] = {"tribune": "complex", "centurion": "standard", "leg
 """The order of models for agents of a tier, where none is named: who plans and writes needs a good one, who works a cheap one."""
 
 
-class _Function(Struct):
+class _Function(Struct, frozen=True):
     name: str = ""
     arguments: str = ""
 
 
-class _Called(Struct):
+class _Called(Struct, frozen=True):
     id: str = ""
     function: _Function = _Function()
 
 
-class _Message(Struct):
+class _Message(Struct, frozen=True):
     content: str | None = None
     tool_calls: list[_Called] | None = None
 
 
-class _Choice(Struct):
+class _Choice(Struct, frozen=True):
     message: _Message
     finish_reason: str | None = None
 
 
-class _Completion(Struct):
+class _Completion(Struct, frozen=True):
     choices: list[_Choice]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
+from hortator.agent_calls import AgentCalls
 from hortator.api import shell
 from hortator.api.admin import AdminDoor
 from hortator.api.harpoon import ProviderState, Sources
@@ -35,7 +36,7 @@ from hortator.providers.upstream import PoolLimits, Upstream, trust
 from hortator.reload import Reload
 from hortator.rooms import Lasting, Rooms, breaker_limits, price_book, price_lists, usual_prices
 from hortator.routing import rules_by_tier
-from hortator.settings import LOCAL, Settings, applicable, is_loopback
+from hortator.settings import LOCAL, Settings, TierModels, applicable, is_loopback
 from hortator.store import Database, migrate, sqlite_url
 from hortator.tenancy import Admission, Budgets, Identity
 from hortator.tenancy.administration import Administration
@@ -204,6 +205,11 @@ class App:
         self.settings = settings
         self._changed(settings)
         return waiting
+
+    def agent_calls(self, models: TierModels) -> AgentCalls:
+        """Return the corridor as agents see it, with the configuration of the moment."""
+        newer = frozenset(p.id for p in self.settings.providers if p.preset == "openai")
+        return AgentCalls(lambda: (self._rooms.gateway, self._rooms.prices), self._identity, models, newer)
 
     def admin(self, *, public: bool = False) -> AdminDoor:
         """Return the admin listener's door, or the one that stands on the public listener and always wants a key."""
