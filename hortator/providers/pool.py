@@ -277,7 +277,7 @@ class Pool:
                 raise TotalTimeout(f"no connection to {self._name} within the time for the whole request") from None
             raise ConnectTimeout(f"{self._name} did not accept a connection in time") from None
         except (OSError, UnicodeError) as error:
-            raise ConnectFailed(f"no connection to {self._name}: {_reason(error)}") from None
+            raise ConnectFailed(f"no connection to {self._name}: {reason(error)}") from None
         finally:
             if not opened:
                 self._free_slot()
@@ -286,7 +286,7 @@ class Pool:
         return ConnectFailed(f"no connection to {self._name}: the client is closed")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Say what the system said, without addresses or stack traces."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its TLS certificate is not trusted: {error.verify_message}"
