@@ -23,7 +23,7 @@ from tests.upstream.process import Upstream, running_upstream
 from tests.upstream.script import TEXT
 
 TASK = str(uuid_utils.uuid7())
-PRICES = {"up": dict.fromkeys(("ok", "late_error_event"), {"input": 2, "output": 10})}
+PRICES = {"up": {name: {"input": 2, "output": 10} for name in ("ok", "late_error_event")}}
 
 
 @pytest.fixture(scope="module")

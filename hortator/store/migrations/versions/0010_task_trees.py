@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
@@ -68,6 +70,11 @@ def upgrade() -> None:
     )
     for columns in (["tenant_id", "created_at"], ["parent_task_id"], ["root_id"], ["status"]):
         op.create_index(f"ix_tasks_{'_'.join(columns)}", "tasks", columns)
+    _steps(money)
+    _logs()
+
+
+def _steps(money: sa.types.TypeEngine[Any]) -> None:
     op.create_table(
         "task_steps",
         sa.Column("task_id", UUID, nullable=False),
@@ -92,7 +99,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("task_id", "key", name="pk_task_steps"),
     )
     op.create_index("ix_task_steps_root_id", "task_steps", ["root_id"])
-    _logs()
 
 
 def _logs() -> None:
