@@ -14,8 +14,8 @@ import ssl
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from hortator.errors import ConfigError, ConnectFailed, ConnectionLost, InvalidRequest, TotalTimeout
-from hortator.providers.connection import SLICE, Timeouts, UpstreamResponse
+from hortator.errors import ConfigError, ConnectFailed, ConnectionLost, InvalidRequest, TotalTimeout, UpstreamError
+from hortator.providers.connection import FOREVER, SLICE, Connection, Timeouts, UpstreamResponse
 from hortator.providers.pool import Origin, Pool, PoolLimits
 from hortator.providers.proxy import ProxyClient, ProxyReply
 
@@ -170,11 +170,25 @@ class Upstream:
 
     def keep(self, origins: Collection[Origin]) -> None:
         """Let go of all others: their connections close, those in use once their replies have ended."""
-        kept = {origin.url for origin in origins}
-        for url, pool in tuple(self._pools.items()):
-            pool.keep(url in kept)
-            if url not in kept and not pool.slots and not pool.waiting:
-                del self._pools[url]
+        kept = {origin.key for origin in origins}
+        for key, pool in tuple(self._pools.items()):
+            pool.keep(key in kept)
+            if key not in kept and not pool.slots and not pool.waiting:
+                del self._pools[key]
+
+    async def warm(self, origin: Origin, count: int, connect: float) -> None:
+        """Have `count` connections to an origin open and idle (R-000-41). One that cannot be opened within `connect` seconds is left out."""
+        if self._proxy is not None:
+            return
+        await self.expect([origin])
+        pool = self._pools.get(origin.key) or self._pool(origin)
+        missing = count - pool.idle
+        opening = (pool.acquire(connect, FOREVER, fresh=True) for _ in range(missing))
+        for opened in await asyncio.gather(*opening, return_exceptions=True):
+            if isinstance(opened, Connection):
+                pool.release(opened, pool.time())
+            elif not isinstance(opened, UpstreamError):
+                raise opened
 
     async def close(self) -> None:
         """Close every connection, also those in use. Requests after it fail with ConnectFailed."""

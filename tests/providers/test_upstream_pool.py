@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from hortator.errors import ConnectFailed, ConnectionLost
-from hortator.providers.upstream import PoolLimits, Timeouts, Upstream, UpstreamResponse
+from hortator.providers.upstream import Origin, PoolLimits, Timeouts, Upstream, UpstreamResponse
 from tests.providers.raw_server import PATIENCE, Peer, RawServer, ask, serve
 
 
@@ -307,3 +307,40 @@ async def test_many_requests_at_once_share_few_connections() -> None:
         for peer in answering:
             peer.cancel()
         await upstream.close()
+
+
+async def test_connections_to_what_is_still_configured_are_kept() -> None:
+    async with serve() as server:
+        upstream = Upstream()
+        await two_idle(upstream, server)
+        upstream.keep([Origin.of(server.url())])
+        assert upstream.idle_connections == 2
+        upstream.keep([])
+        assert upstream.idle_connections == 0
+        await upstream.close()
+
+
+async def test_connections_are_opened_before_they_are_needed() -> None:
+    """R-000-41."""
+    async with serve() as server:
+        upstream = Upstream()
+        origin = Origin.of(server.url())
+        await upstream.warm(origin, 2, PATIENCE)
+        assert (upstream.open_connections, upstream.idle_connections) == (2, 2)
+        await upstream.warm(origin, 2, PATIENCE)
+        assert upstream.open_connections == 2
+        first, second = await server.accept(), await server.accept()
+        tasks = {ask(upstream, server.url()), ask(upstream, server.url())}
+        await settle_any(tasks, first)
+        await settle_any(tasks, second)
+        assert upstream.open_connections == 2
+        await upstream.close()
+
+
+async def test_what_cannot_be_reached_is_not_kept_warm() -> None:
+    upstream = Upstream()
+    async with serve() as server:
+        origin = Origin.of(server.url())
+    await upstream.warm(origin, 2, PATIENCE)
+    assert upstream.open_connections == 0
+    await upstream.close()
