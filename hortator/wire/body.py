@@ -28,6 +28,12 @@ class ParsedRequest(NamedTuple):
 
 
 _top_level = msgspec.json.Decoder(Object)
+_OUT_OF_BOUNDS = (
+    "Expected `str` of length",
+    "Expected `str` matching",
+    "Invalid enum value",
+    *(f"Expected `{kind}` {sign}" for kind in ("int", "float") for sign in (">=", "<=")),
+)
 _AT = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 
 
@@ -65,7 +71,7 @@ def _invalid(text: str) -> InvalidRequest:
         return InvalidRequest(f"Unknown parameter: '{name[:100]}'.", code="unknown_parameter", param=name[:100])
     if problem.startswith("Expected `array` of length >= 1"):
         return InvalidRequest(f"'{param}' must not be empty.", code="empty_array", param=param)
-    if problem.startswith(("Expected `str` of length", "Invalid enum value", "Expected `int` >=", "Expected `int` <=")):
+    if problem.startswith(_OUT_OF_BOUNDS):
         return InvalidRequest(f"Invalid '{param}': {problem}.", code="invalid_value", param=param)
     if param is None:
         return InvalidRequest(f"The body must be a JSON object: {problem}.", code="invalid_type")
