@@ -16,9 +16,23 @@ import uuid_utils
 from msgspec import UNSET, Raw, Struct
 from msgspec.structs import replace
 
-from hortator.call import Call, Caller, Decision, Deployment, KeyHash, ModelId, Path, Priority, RequestId, Usage, Wish
+from hortator.call import (
+    Call,
+    Caller,
+    Decision,
+    Deployment,
+    KeyHash,
+    ModelId,
+    Path,
+    Priority,
+    ProviderId,
+    RequestId,
+    TenantId,
+    Usage,
+    Wish,
+)
 from hortator.dispatch import Trace
-from hortator.errors import InvalidReply
+from hortator.errors import HortatorError, InvalidReply
 from hortator.gateway import Gateway
 from hortator.ledger import PriceBook
 from hortator.ledger.records import Recorder
@@ -61,6 +75,7 @@ class _Completion(Struct, frozen=True):
     choices: list[_Choice]
 
 
+_ANYONE = Caller(tenant_id=TenantId(""), key_hash=KeyHash(""), key_name="")
 _whole = msgspec.json.Decoder(_Completion)
 _chunk = msgspec.json.Decoder(Chunk)
 
@@ -144,6 +159,20 @@ class AgentCalls:
             latency_ms=(time.monotonic() - call.started) * 1000,
             attempts=trace.tries,
         )
+
+    def providers(self) -> set[ProviderId]:
+        """Where routing would send agents of each tier first."""
+        gateway, _ = self._current()
+        catalogue = gateway.catalogue()
+        found: set[ProviderId] = set()
+        for tier in PATHS:
+            ask = Ask(task_id="", root_id="", messages=({"role": "user", "content": ""},), tier=tier)
+            try:
+                decision = self._decide(gateway, _ANYONE, tier, self._call(ask, stream=False), catalogue)
+            except HortatorError:
+                continue  # nothing is served for that tier now; its first agent will be told
+            found.add(decision.candidates[0].provider)
+        return found
 
     def _call(self, ask: Ask, *, stream: bool) -> Call:
         """Return the call that an agent's question means."""

@@ -7,7 +7,7 @@ A generation that cannot be made (ConfigError) changes nothing; `take_over` is t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from time import monotonic
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from hortator.providers.base import Provider
 from hortator.providers.local import LocalProvider
 from hortator.providers.local_model import LocalModel
 from hortator.providers.openai import SPOKEN, OpenAIProvider
-from hortator.providers.upstream import Timeouts, Upstream
+from hortator.providers.upstream import Origin, Timeouts, Upstream
 from hortator.routing import Cards, Catalogue, Facts, Repeats
 from hortator.settings import LOCAL, Settings
 from hortator.settings import Provider as ProviderSettings
@@ -89,6 +89,10 @@ class Rooms:
             lasting.tracer,
             self._repeats if settings.routing.record_outcomes else None,
         )
+
+    def origins(self, providers: Collection[ProviderId]) -> list[Origin]:
+        """Where these providers are; those that are not asked over HTTP are left out."""
+        return [self._remote[id].origin for id in providers if id in self._remote]
 
     async def prepare(self) -> None:
         """Get ready beside the generation before: certificates, and a first look at the providers that are new."""

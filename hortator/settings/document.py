@@ -445,6 +445,8 @@ class Orchestration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Tokens that a tree may take where its order does not say. None = no bound but the caller's limits."""
     models: TierModels = field(default_factory=TierModels)
     """Which models agents ask."""
+    warm_connections: Annotated[int, Meta(ge=0, le=100)] = 3
+    """Idle connections kept open to the providers of these models for ten minutes after each order (R-000-41); 0 = none."""
     roles: Path | None = None
     """Folder of role files of your own (`*.yaml`), over the built-in ones."""
     egress: tuple[Name, ...] = ()
