@@ -36,6 +36,7 @@ from tests.upstream.script import (
     stream_head,
     usage_chunk,
 )
+from tests.upstream.team import team
 
 DONE = "[DONE]"
 FLOOD_EVENT_BYTES = 64 * 1024
@@ -367,6 +368,7 @@ def broken_streams() -> dict[str, Scenario]:
 
 SCENARIOS: dict[str, Scenario] = {
     "echo_in_stream": echo_in_stream,
+    "team": team,
     **CLEAN,
     **DIRTY_STREAMS,
     **NATIVE,

@@ -20,6 +20,7 @@ from typing import Any
 from tests.upstream.messages import COUNT, MESSAGE_MODELS, MESSAGES
 from tests.upstream.scenarios import MODEL_LIST, SCENARIOS, Request
 from tests.upstream.script import Script, dump, error_body, reply
+from tests.upstream.team import mark_of
 
 HEAD_LIMIT = 1024 * 1024
 RECORDS_KEPT = 20_000
@@ -301,14 +302,15 @@ class Upstream:
             body = json.loads(message.body or b"{}")
         except ValueError:
             body = {}
+        text = message.body.decode("utf-8", "replace")
         exchange = Exchange(
             number=self.plans.total,
-            mark=str(body.get("user") or (body.get("metadata") or {}).get("user_id") or ""),
+            mark=str(body.get("user") or (body.get("metadata") or {}).get("user_id") or mark_of(text)),
             provider=provider,
             method=message.method,
             target=message.target,
             headers=message.headers,
-            body=message.body.decode("utf-8", "replace"),
+            body=text,
             connection=connection,
         )
         self.plans.seen.append(exchange)
