@@ -120,8 +120,8 @@ def _merged(stored: object, config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**_config(stored), **config}.items() if value is not None}
 
 
-class TenantScope:
-    """The data of one tenant. Nothing reachable from here belongs to another one."""
+class TenantRows:
+    """What the statements of one tenant start from."""
 
     def __init__(self, database: Database, tenant_id: TenantId) -> None:
         self._database = database
@@ -138,6 +138,10 @@ class TenantScope:
     def rows(self, table: Table, *columns: ColumnElement[Any]) -> Select[Any]:
         """Select from a tenant's table, for `reports.py`."""
         return self._rows(table, *columns)
+
+
+class TenantScope(TenantRows):
+    """The data of one tenant. Nothing reachable from here belongs to another one."""
 
     async def keys(self) -> list[ApiKey]:
         """Every key of the tenant, oldest first."""

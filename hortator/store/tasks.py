@@ -3,210 +3,140 @@
 Called by `orchestration/`. A change of a task and the events that tell of it are one transaction; an event's `seq` is taken from its
 root's row in that transaction, so that a reader who asks for what follows a `seq` misses nothing. After the commit the events are told
 to `told`. Everything is written so that doing it twice does it once: workers run again what a dead one had begun.
+Whoever changes a tree holds its root's row first, so that its writers come one after another and never wait for each other in a ring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
-from msgspec import Struct
+from sqlalchemy import Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hortator.call import KeyHash, TenantId, Usage
 from hortator.store.database import Database
-from hortator.store.queries import TenantScope
+from hortator.store.tables import task_events, task_files, task_steps, tasks, tenants
+from hortator.store.task_files import TaskFileScope, file_row
+from hortator.store.task_rows import (
+    MESSAGE_CHARACTERS,
+    UNFINISHED,
+    Added,
+    File,
+    Filter,
+    Grant,
+    NewEvent,
+    NewFile,
+    Step,
+    Task,
+    Told,
+    Took,
+    Want,
+    as_task,
+    now,
+    plain,
+    text,
+)
+from hortator.store.task_steps import StepScope
 from hortator.wire.events import Event
 
-Told = Callable[[TenantId, Sequence[Event]], None]
+__all__ = [
+    "UNFINISHED",
+    "Added",
+    "File",
+    "Filter",
+    "Grant",
+    "NewEvent",
+    "NewFile",
+    "Step",
+    "Task",
+    "TaskScope",
+    "Told",
+    "Took",
+    "Want",
+    "find_work",
+    "forget_trees",
+    "unfinished_roots",
+]
+
+_NOTHING = Decimal(0)
+_JSON = frozenset({"request", "config", "results", "error"})
 
 
-class Task(NamedTuple):
-    """A row of `tasks`."""
-
-    id: str
-    tenant_id: TenantId
-    root_id: str
-    parent_task_id: str | None
-    key_hash: KeyHash
-    name: str
-    """Of a root: its beginning in words. Else its id in the plan."""
-    status: str
-    task_type: str
-    model: str | None
-    """As asked, e.g. `hortator/coding-expert`."""
-    role: str
-    tier: str
-    pattern: str
-    source: str
-    """The door: chat, responses, messages, tasks, orchestrations, harpoon, socket."""
-    priority: str
-    depth: int
-    """0 = a root."""
-    position: int
-    """Among its siblings, from 0."""
-    created_at: datetime
-    request: Mapping[str, Any]
-    """What is to be done. A root: `messages` (chat messages) and what its pattern needs; a child: `prompt`, `dependencies` (ids of tasks)."""
-    config: Mapping[str, Any] | None = None
-    """A `wire.tasks.TaskConfig` with everything decided."""
-    started_at: datetime | None = None
-    completed_at: datetime | None = None
-    deadline_at: datetime | None = None
-    results: Mapping[str, Any] | None = None
-    error: Mapping[str, Any] | None = None
-    """`code`, `message`."""
-    message: str = ""
-    progress: int = 0
-    """Percent."""
-    max_tokens: int | None = None
-    max_cost: Decimal | None = None
-    held_tokens: int = 0
-    held_cost: Decimal = Decimal(0)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: Decimal = Decimal(0)
-    attempts: int = 0
-    last_seq: int = 0
-    idempotency_key: str | None = None
-    fingerprint: str | None = None
-
-
-class Step(NamedTuple):
-    """A row of `task_steps`."""
-
-    task_id: str
-    key: str
-    """Unique in its task: `plan`, `turn.3`, `turn.3.tool.1`, `synthesis`."""
-    root_id: str
-    kind: str
-    """`model` or `tool`."""
-    name: str
-    """The model or the tool."""
-    status: str
-    """`running`, `finished`, `failed`."""
-    runs: int
-    started_at: datetime
-    finished_at: datetime | None = None
-    request_id: str | None = None
-    deployment: str | None = None
-    held_tokens: int = 0
-    held_cost: Decimal = Decimal(0)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost: Decimal | None = None
-    """None = not known (a model without a price), or the step has not ended."""
-    result: Any = None
-    error: Mapping[str, Any] | None = None
-
-
-class File(NamedTuple):
-    """A row of `task_files` without the content."""
-
-    task_id: str
-    path: str
-    bytes: int
-    media_type: str
-    sha256: str
-    created_at: datetime
-
-
-class NewFile(NamedTuple):
-    """A file to be kept."""
-
-    path: str
-    content: bytes
-    media_type: str
-
-
-class NewEvent(Struct, frozen=True, kw_only=True):
-    """An event without its number."""
-
-    type: str
-    task_id: str
-    """The task it is about."""
-    fields: Mapping[str, Any] = {}
-    """What else `wire.events.Event` has: message, task, content, result, document, risk_description, severity, details."""
-
-
-class Filter(NamedTuple):
-    """Which tasks are listed. None = all."""
-
-    status: str | None = None
-    task_type: str | None = None
-    model: str | None = None
-    source: str | None = None
-    pattern: str | None = None
-    roots: bool = True
-
-
-class Added(NamedTuple):
-    """What became of a new root."""
-
-    task: Task
-    created: bool
-    """False = its idempotency key was known: `task` is the one made then."""
-    same: bool
-    """False = known with another fingerprint."""
-
-
-class Want(NamedTuple):
-    """What a model call may take at most, and its prices in US dollars a token (None = not known: nothing is held)."""
-
-    input_tokens: int
-    output_tokens: int
-    least_output: int
-    """With fewer than that it is of no use."""
-    input_price: Decimal | None = None
-    output_price: Decimal | None = None
-
-
-class Grant(NamedTuple):
-    """The answer to a wish to run a step."""
-
-    step: Step
-    """As it is now. `finished`: use its result, do not run."""
-    output_tokens: int | None
-    """How long the answer may be; None = as wanted or no model call."""
-    exceeded: str | None = None
-    """Id of the task whose budget does not allow it; nothing is held then."""
-    stopped: bool = False
-    """The task has ended meanwhile (cancelled, timed out): nothing may run."""
-
-
-class Took(NamedTuple):
-    """How a step ended."""
-
-    result: Any
-    error: Mapping[str, Any] | None = None
-    usage: Usage | None = None
-    cost: Decimal | None = None
-    request_id: str | None = None
-    deployment: str | None = None
-
-
-class TaskScope(TenantScope):
+class TaskScope(StepScope, TaskFileScope):
     """The tasks of one tenant."""
-
-    def __init__(self, database: Database, tenant_id: TenantId, told: Told) -> None:
-        """`told` is called with new events after their commit."""
-        super().__init__(database, tenant_id)
-        self._told = told
 
     async def add(
         self, root: Task, files: Sequence[NewFile], events: Sequence[NewEvent], unfinished: int
     ) -> Added | None:
         """Keep a new root with its input files; None where the tenant has `unfinished` roots that have not ended. Raises Unavailable."""
+        column = tasks.c
+        async with self._database.write() as connection:
+            # Two orders with one key, or the last free place, come one after another.
+            tenant = self._rows(tenants, tenants.c.id).with_for_update(key_share=True)
+            await connection.execute(tenant)
+            if root.idempotency_key is not None:
+                known = self._rows(tasks).where(column.idempotency_key == root.idempotency_key)
+                row = (await connection.execute(known)).first()
+                if row is not None:
+                    found = as_task(row)
+                    return Added(found, created=False, same=found.fingerprint == root.fingerprint)
+            open_ = self._rows(tasks, column.id).where(column.parent_task_id.is_(None), column.status.in_(UNFINISHED))
+            found_open = open_.limit(unfinished).subquery()
+            counted = found_open.select().with_only_columns(func.count(found_open.c.id))
+            if (await connection.execute(counted)).scalar_one() >= unfinished:
+                return None
+            kept = as_kept(root)._replace(tenant_id=self.tenant_id)
+            await connection.execute(insert(tasks).values({**kept._asdict(), "tenant_id": self.tenant_id}))
+            await self._put_all(connection, [(kept, file) for file in files])
+            told = await self._append(connection, root.id, events)
+        self._tell(told)
+        return Added(kept._replace(last_seq=kept.last_seq + len(told)), created=True, same=True)
+
+    async def _put_all(self, connection: AsyncConnection, files: Sequence[tuple[Task, NewFile]]) -> None:
+        """Insert the files of new tasks."""
+        rows = [{**file_row(task, file), "tenant_id": self.tenant_id} for task, file in files]
+        if rows:
+            await connection.execute(insert(task_files), [{**row, "tenant_id": self.tenant_id} for row in rows])
 
     async def find(self, id: str) -> Task | None:
         """The task of that id. Raises Unavailable."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(self._rows(tasks).where(tasks.c.id == id))).first()
+        return None if row is None else as_task(row)
 
     async def page(self, chosen: Filter, after: str | None, limit: int) -> list[Task]:
-        """At most `limit` tasks older than the one of id `after`, newest first. Raises Unavailable."""
+        """At most `limit` tasks older than the one of id `after`, newest first; none where that is none of theirs. Raises Unavailable."""
+        column = tasks.c
+        statement = self._rows(tasks).order_by(column.created_at.desc(), column.id.desc()).limit(limit)
+        if chosen.roots:
+            statement = statement.where(column.parent_task_id.is_(None))
+        for name in ("status", "task_type", "model", "source", "pattern"):
+            wanted = getattr(chosen, name)
+            if wanted is not None:
+                statement = statement.where(column[name] == wanted)
+        async with self._database.read() as connection:
+            if after is not None:
+                place = self._rows(tasks, column.created_at).where(column.id == after)
+                at = (await connection.execute(place)).scalar()
+                if at is None:
+                    return []
+                statement = statement.where(
+                    column.created_at <= at,
+                    or_(column.created_at < at, and_(column.created_at == at, column.id < after)),
+                )
+            return [as_task(row) for row in await connection.execute(statement)]
 
     async def tree(self, root_id: str) -> list[Task]:
         """All tasks of a tree, parents before children, siblings by position. Raises Unavailable."""
+        column = tasks.c
+        statement = self._rows(tasks).where(column.root_id == root_id)
+        async with self._database.read() as connection:
+            rows = await connection.execute(
+                statement.order_by(column.depth, column.position, column.created_at, column.id)
+            )
+            return [as_task(row) for row in rows]
 
     async def spawn(
         self,
@@ -218,67 +148,180 @@ class TaskScope(TenantScope):
     ) -> bool:
         """Add children that are not there yet, with files (by child id). Their share of the parent's budget is checked by who made them.
 
-        False, and nothing is added, where the parent has ended or the tree would have more than `most` tasks. Raises Unavailable.
+        False, and nothing is added, where the parent has ended or the tree would have more than `most` tasks. Events about children
+        that are there already are left out. Raises Unavailable.
         """
+        column = tasks.c
+        async with self._database.write() as connection:
+            await self._lock(connection, parent.root_id)
+            status = (await connection.execute(self._rows(tasks, column.status).where(column.id == parent.id))).scalar()
+            there = self._rows(tasks, column.id).where(column.root_id == parent.root_id)
+            known = {id for (id,) in await connection.execute(there)}
+            new = {each.id: as_kept(each) for each in children if each.id not in known}
+            if children and not new:
+                return True
+            if status not in UNFINISHED or len(known) + len(new) > most:
+                return False
+            rows = [{**each._asdict(), "tenant_id": self.tenant_id} for each in new.values()]
+            if rows:
+                await connection.execute(insert(tasks), [{**row, "tenant_id": self.tenant_id} for row in rows])
+            await self._put_all(connection, [(new[id], file) for id, file in files if id in new])
+            old = {each.id for each in children} - new.keys()
+            told = await self._append(connection, parent.root_id, [each for each in events if each.task_id not in old])
+        self._tell(told)
+        return True
 
     async def change(
         self, id: str, to: str, *, of: Sequence[str], values: Mapping[str, Any], events: Sequence[NewEvent]
     ) -> bool:
         """Move a task to the phase `to` if it is in one of `of`, with other columns and events; False (and no event) otherwise.
 
-        A terminal phase sets `completed_at` and releases what the task's own steps hold. Raises Unavailable.
+        A terminal phase sets `completed_at` and releases what the task's own steps hold; nothing leaves one. Raises Unavailable.
         """
+        column = tasks.c
+        ends = to not in UNFINISHED
+        told: list[Event] = []
+        async with self._database.write() as connection:
+            row = (await connection.execute(self._rows(tasks).where(column.id == id))).first()
+            if row is None:
+                return False
+            task = as_task(row)
+            path = await self._path(connection, task)
+            if path[-1].status not in of or path[-1].status not in UNFINISHED:
+                return False
+            changed = update(tasks).where(self._where(tasks), column.id == id)
+            new = {"completed_at": now(), **_clean(values)} if ends else _clean(values)
+            await connection.execute(changed.values({**new, "status": to}))
+            if ends and path[-1].held_tokens:
+                await self._release(connection, path)
+            told = await self._append(connection, task.root_id, events)
+        self._tell(told)
+        return True
 
-    async def begin(self, task: Task, key: str, kind: str, name: str, want: Want | None) -> Grant:
-        """Begin a step, or find it finished. One transaction: what an earlier run held is released, then `want` is held in the task and
-        all above it, with as many output tokens as their budgets leave. Raises Unavailable.
-        """
+    async def _release(self, connection: AsyncConnection, path: Sequence[Task]) -> None:
+        """Release what the last task's own steps hold, in it and in all above."""
+        step, column = task_steps.c, tasks.c
+        own = self._rows(task_steps, func.sum(step.held_tokens), func.sum(step.held_cost))
+        sums = (await connection.execute(own.where(step.task_id == path[-1].id, step.status == "running"))).one()
+        tokens, cost = sums
+        if not tokens:
+            return
+        freed = update(task_steps).where(self._where(task_steps), step.task_id == path[-1].id, step.status == "running")
+        await connection.execute(freed.values(held_tokens=0, held_cost=_NOTHING))
+        released = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path]))
+        await connection.execute(
+            released.values(held_tokens=column.held_tokens - tokens, held_cost=column.held_cost - cost)
+        )
 
-    async def settle(self, task: Task, key: str, took: Took, events: Sequence[NewEvent]) -> Step:
-        """End a step: release what it held, charge the task and all above it, keep the result, tell. A finished one is left alone.
-
-        Cost that is not known charges nothing. Raises Unavailable.
-        """
-
-    async def step(self, task_id: str, key: str) -> Step | None:
-        """A step. Raises Unavailable."""
-
-    async def steps(self, root_id: str) -> list[Step]:
-        """All steps of a tree in the order they began. Raises Unavailable."""
-
-    async def emit(self, root_id: str, events: Sequence[NewEvent], *, once: str | None = None) -> list[Event]:
-        """Append events to a tree's log; none after the event that ended it. `once`: a name in the root's log that makes a second
-        call do nothing. Raises Unavailable.
-        """
-
-    async def events(self, root_id: str, after: int, limit: int, types: Sequence[str] | None = None) -> list[Event]:
-        """At most `limit` events behind `after`, in order. Raises Unavailable."""
-
-    async def floor(self, root_id: str) -> int | None:
-        """The lowest `seq` that is still kept, None when there is none. Raises Unavailable."""
+    def _below(self, id: str) -> Select[Any]:
+        """Ids of a task and all below it."""
+        column = tasks.c
+        start = self._rows(tasks, column.id).where(column.id == id).cte("below", recursive=True)
+        whole = start.union_all(self._rows(tasks, column.id).where(column.parent_task_id == start.c.id))
+        return whole.select()
 
     async def cancel(self, id: str, message: str) -> list[str]:
-        """Cancel a task and all below it that have not ended; returns their ids. One transaction. Raises Unavailable."""
+        """Cancel a task and all below it that have not ended; returns their ids. One transaction. Raises Unavailable.
 
-    async def put(
-        self, task: Task, file: NewFile, *, most_files: int, most_bytes: int, events: Sequence[NewEvent] = ()
-    ) -> bool:
-        """Keep a file, in place of one at the same path; False where the task's files would be too many or too large. Raises Unavailable."""
+        What they hold is released: a call that is still running is charged all the same when it ends.
+        """
+        column = tasks.c
+        async with self._database.write() as connection:
+            row = (await connection.execute(self._rows(tasks).where(column.id == id))).first()
+            if row is None:
+                return []
+            path = await self._path(connection, as_task(row))
+            below = [each for (each,) in await connection.execute(self._below(id))]
+            found = await connection.execute(self._locked(below))
+            ended = [task for task in map(as_task, found) if task.status in UNFINISHED]
+            if not ended:
+                return []
+            ids = [task.id for task in ended]
+            shown = text(message)[:MESSAGE_CHARACTERS]
+            changed = update(tasks).where(self._where(tasks), column.id.in_(ids))
+            error = {"code": "task_cancelled", "message": shown}
+            await connection.execute(changed.values(status="Cancelled", completed_at=now(), message=shown, error=error))
+            freed = update(task_steps).where(self._where(task_steps), task_steps.c.task_id.in_(below))
+            await connection.execute(
+                freed.where(task_steps.c.status == "running").values(held_tokens=0, held_cost=_NOTHING)
+            )
+            emptied = update(tasks).where(self._where(tasks), column.id.in_(below))
+            await connection.execute(emptied.values(held_tokens=0, held_cost=_NOTHING))
+            held = path[-1]
+            if len(path) > 1 and held.held_tokens:
+                above = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path[:-1]]))
+                await connection.execute(
+                    above.values(
+                        held_tokens=column.held_tokens - held.held_tokens, held_cost=column.held_cost - held.held_cost
+                    )
+                )
+            told = await self._append(connection, path[0].id, _cancelled(ended, shown))
+        self._tell(told)
+        return ids
 
-    async def file(self, task_id: str, path: str) -> tuple[File, bytes] | None:
-        """A file and its content. Raises Unavailable."""
 
-    async def files(self, task_ids: Sequence[str], prefix: str = "") -> list[File]:
-        """The files of tasks whose path begins with `prefix`, by task and path. Raises Unavailable."""
+def as_kept(task: Task) -> Task:
+    """Return a task as both databases take it."""
+    return task._replace(
+        name=text(task.name)[:200],
+        message=text(task.message)[:MESSAGE_CHARACTERS],
+        request=plain(task.request),
+        config=plain(task.config),
+        results=plain(task.results),
+        error=plain(task.error),
+    )
+
+
+def _clean(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a change, as both databases take them."""
+    cleaned = {name: plain(value) if name in _JSON else value for name, value in values.items()}
+    if "message" in cleaned:
+        cleaned["message"] = text(cleaned["message"])[:MESSAGE_CHARACTERS]
+    return cleaned
+
+
+def _cancelled(ended: Sequence[Task], message: str) -> list[NewEvent]:
+    """What is told of tasks that were cancelled, parents first in `ended`: the tree's own end comes last."""
+    told = [
+        NewEvent(type="agent_cancelled", task_id=task.id, fields={"task": task.name, "message": message})
+        for task in reversed(ended)
+        if task.depth
+    ]
+    root = next((task for task in ended if not task.depth), None)
+    if root is not None:
+        fields = {"message": message, "details": {"code": "task_cancelled"}}
+        told.append(NewEvent(type="cancelled", task_id=root.id, fields=fields))
+    return told
 
 
 async def find_work(database: Database, id: str) -> Task | None:
     """A task of any tenant, for who works on it. Raises Unavailable."""
+    async with database.read() as connection:
+        row = (await connection.execute(select(tasks).where(tasks.c.id == id))).first()
+    return None if row is None else as_task(row)
 
 
 async def unfinished_roots(database: Database, after: str | None, limit: int) -> list[Task]:
     """Roots of any tenant that have not ended, oldest first, behind the one of id `after`: for who makes sure that they are worked on."""
+    column = tasks.c
+    statement = select(tasks).where(column.status.in_(UNFINISHED), column.parent_task_id.is_(None))
+    if after is not None:
+        statement = statement.where(column.id > after)
+    async with database.read() as connection:
+        return [as_task(row) for row in await connection.execute(statement.order_by(column.id).limit(limit))]
 
 
 async def forget_trees(database: Database, before: datetime, limit: int) -> list[str]:
-    """Delete at most `limit` trees that ended before that moment, with everything of theirs; returns the roots' ids. Raises Unavailable."""
+    """Delete at most `limit` trees that ended before that moment, with everything of theirs; returns the roots' ids. Raises Unavailable.
+
+    A task of theirs that has not ended goes with them.
+    """
+    column = tasks.c
+    old = select(column.id).where(
+        column.parent_task_id.is_(None), column.status.not_in(UNFINISHED), column.completed_at < before
+    )
+    async with database.write() as connection:
+        ids = [id for (id,) in await connection.execute(old.order_by(column.completed_at).limit(limit))]
+        for table in (task_events, task_files, task_steps, tasks) if ids else ():
+            await connection.execute(delete(table).where(table.c.root_id.in_(ids)))
+    return ids

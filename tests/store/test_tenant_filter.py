@@ -28,6 +28,9 @@ OWNED = {
     "key_rollups",
     "responses",
     "routing_outcomes",
+    "task_events",
+    "task_files",
+    "task_steps",
     "tasks",
     "usage_events",
     "usage_rollups",
@@ -46,13 +49,22 @@ WITHOUT_TENANT = {
     "_idle": "work for whoever has room",
     "idle_batches": "the same",
     "hold": "the same",
+    "numbered": "part of a change of the scope's",
+    "find_work": "work for whoever has it to do",
+    "unfinished_roots": "the same",
+    "forget_trees": "what is too old, whoever's it is",
 }
 SCOPES = (
+    ("queries.py", "TenantRows"),
     ("queries.py", "TenantScope"),
     ("responses.py", "ResponseScope"),
     ("files.py", "FileScope"),
     ("batches.py", "BatchScope"),
     ("batches.py", "HeldBatch"),
+    ("task_events.py", "EventScope"),
+    ("task_steps.py", "StepScope"),
+    ("task_files.py", "TaskFileScope"),
+    ("tasks.py", "TaskScope"),
 )
 HELPERS = {"__init__", "_where", "_rows", "_seen", "_held"}
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -89,6 +101,10 @@ def test_no_other_file_touches_a_tenants_table() -> None:
         "store/responses.py",
         "store/retention.py",
         "store/rollups.py",
+        "store/task_events.py",
+        "store/task_files.py",
+        "store/task_steps.py",
+        "store/tasks.py",
         "store/usage.py",
         "store/migrations/versions/0001_first_tables.py",
         "store/migrations/versions/0002_usage_rollups.py",

@@ -1,0 +1,169 @@
+"""Every statement on the log of a tree, `task_events`, and the lock that all writers of a tree take first: its root's row.
+
+`TaskScope` (`tasks.py`) is this and more; the hub reads with it. An event's `seq` comes from its root's row in the transaction that
+inserts it, so whoever waits for the row also waits for the events before: a reader who asks for what follows a `seq` misses nothing.
+Nothing is appended behind the event that ended a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import Row, Select, case, func, insert, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hortator.call import TenantId
+from hortator.store.database import Database
+from hortator.store.queries import TenantRows
+from hortator.store.tables import task_events, task_steps, tasks
+from hortator.store.task_rows import UNFINISHED, NewEvent, Told, as_event, now, plain
+from hortator.wire.events import ENDS, Event
+
+_KEY = 100
+
+
+class EventScope(TenantRows):
+    """The logs of one tenant's trees."""
+
+    def __init__(self, database: Database, tenant_id: TenantId, told: Told) -> None:
+        """`told` is called with new events after their commit."""
+        super().__init__(database, tenant_id)
+        self._told = told
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        """After the commit."""
+        if events:
+            self._told(self.tenant_id, events)
+
+    def _locked(self, ids: Iterable[str]) -> Select[Any]:
+        """Tasks of one tree, root first, theirs to change until the end of the transaction. The ids contain the root's."""
+        return self._rows(tasks).where(tasks.c.id.in_(list(ids))).order_by(tasks.c.depth).with_for_update()
+
+    async def _lock(self, connection: AsyncConnection, root_id: str) -> Row[Any] | None:
+        """Hold the tree: `status`, `last_seq` of its root, None where there is none."""
+        statement = self._rows(tasks, tasks.c.status, tasks.c.last_seq).where(tasks.c.id == root_id).with_for_update()
+        row: Row[Any] | None = (await connection.execute(statement)).first()
+        return row
+
+    async def _ended(self, connection: AsyncConnection, root_id: str, last_seq: int) -> bool:
+        """Whether the last event of a log is an end."""
+        last = self._rows(task_events, task_events.c.type).where(
+            task_events.c.root_id == root_id, task_events.c.seq == last_seq
+        )
+        return (await connection.execute(last)).scalar() in ENDS
+
+    async def _append(self, connection: AsyncConnection, root_id: str, events: Sequence[NewEvent]) -> list[Event]:
+        """Take numbers and insert; what is in the same transaction happens with it."""
+        if not events:
+            return []
+        column = tasks.c
+        taken = (
+            update(tasks)
+            .where(self._where(tasks), column.id == root_id)
+            .values(last_seq=column.last_seq + len(events))
+            .returning(column.last_seq, column.status)
+        )
+        row = (await connection.execute(taken)).first()
+        if row is None:
+            return []
+        last, status = row
+        if status not in UNFINISHED and await self._ended(connection, root_id, last - len(events)):
+            given_back = update(tasks).where(self._where(tasks), column.id == root_id)
+            await connection.execute(given_back.values(last_seq=last - len(events)))
+            return []
+        return await self._write_events(connection, root_id, last - len(events), status not in UNFINISHED, events)
+
+    async def _write_events(
+        self, connection: AsyncConnection, root_id: str, last_seq: int, ended: bool, events: Sequence[NewEvent]
+    ) -> list[Event]:
+        """Insert events under the numbers behind `last_seq`, which the caller has taken."""
+        if any(each.type in ENDS for each in (events[:-1] if ended else events)):
+            raise ValueError("the event that ends a tree is its last, in or after the transaction that ends its root")
+        at = now()
+        rows: list[dict[str, Any]] = [
+            {
+                "root_id": root_id,
+                "seq": seq,
+                "task_id": each.task_id,
+                "type": each.type,
+                "payload": _payload(root_id, each),
+                "at": at,
+            }
+            for seq, each in enumerate(events, last_seq + 1)
+        ]
+        await connection.execute(insert(task_events), [{**row, "tenant_id": self.tenant_id} for row in rows])
+        return [as_event(root_id, row["seq"], row["type"], row["payload"], at) for row in rows]
+
+    async def emit(self, root_id: str, events: Sequence[NewEvent], *, once: str | None = None) -> list[Event]:
+        """Append events to a tree's log; none after the event that ended it. `once`: a name in the root's log that makes a second
+        call do nothing. Raises Unavailable.
+        """
+        async with self._database.write() as connection:
+            told: list[Event] = []
+            if once is None or await self._first(connection, root_id, once):
+                told = await self._append(connection, root_id, events)
+        self._tell(told)
+        return told
+
+    async def _first(self, connection: AsyncConnection, root_id: str, name: str) -> bool:
+        """Write down that something was told; False where it was before. A row among the steps, whose keys are unique."""
+        key = f"once.{name}"
+        if len(key) > _KEY:
+            key = f"once.{sha256(name.encode()).hexdigest()}"
+        at = now()
+        row = {
+            "task_id": root_id,
+            "key": key,
+            "root_id": root_id,
+            "kind": "once",
+            "name": "",
+            "status": "finished",
+            "runs": 1,
+            "started_at": at,
+            "finished_at": at,
+            "held_tokens": 0,
+            "held_cost": Decimal(0),
+            "input_tokens": 0,
+            "output_tokens": 0,
+        }
+        dialect = sqlite if self._database.is_sqlite else postgresql
+        new = dialect.insert(task_steps).values({**row, "tenant_id": self.tenant_id}).on_conflict_do_nothing()
+        return bool((await connection.execute(new)).rowcount)
+
+    async def events(self, root_id: str, after: int, limit: int, types: Sequence[str] | None = None) -> list[Event]:
+        """At most `limit` events behind `after`, in order. Raises Unavailable."""
+        column = task_events.c
+        statement = (
+            self._rows(task_events, column.seq, column.type, column.payload, column.at)
+            .where(column.root_id == root_id, column.seq > after)
+            .order_by(column.seq)
+            .limit(limit)
+        )
+        if types is not None:
+            statement = statement.where(column.type.in_(list(types)))
+        async with self._database.read() as connection:
+            return [as_event(root_id, *row) for row in await connection.execute(statement)]
+
+    async def floor(self, root_id: str) -> int | None:
+        """The lowest `seq` that is still kept, None when there is none. Raises Unavailable."""
+        statement = self._rows(task_events, func.min(task_events.c.seq)).where(task_events.c.root_id == root_id)
+        async with self._database.read() as connection:
+            lowest: int | None = (await connection.execute(statement)).scalar()
+        return lowest
+
+
+def numbered(root_id: str, count: int) -> Any:
+    """The new value of `last_seq` in a change of several tasks of a tree."""
+    return case((tasks.c.id == root_id, tasks.c.last_seq + count), else_=tasks.c.last_seq)
+
+
+def _payload(root_id: str, event: NewEvent) -> dict[str, Any]:
+    """What `payload` holds: all of an event but what has a column."""
+    payload: dict[str, Any] = plain(event.fields)
+    if event.task_id != root_id:
+        payload["agent_id"] = event.task_id
+    return payload
