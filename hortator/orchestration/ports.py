@@ -100,7 +100,10 @@ class Engine(Protocol):
     """Runs handlers durably: what was begun is finished, by this process or another, whatever dies in between."""
 
     async def start(self, handlers: Mapping[str, Handler]) -> None:
-        """Begin to run what is there: handlers by kind."""
+        """Begin to run what is there: handlers by kind.
+
+        `<kind>.dead` is run once with the id of a handler that was given up: it raised, or its process died with it again and again.
+        """
 
     async def stop(self) -> None:
         """Stop; what is not finished is free for others at once."""

@@ -431,3 +431,14 @@ batch_lines = Table(
     Column("result", LargeBinary, nullable=False),
 )
 """What became of the lines of batches that are not finished; then it moves to their files."""
+
+engine_workers = Table(
+    "engine_workers",
+    metadata,
+    Column("id", String(255), primary_key=True),
+    Column("kind", String(20), nullable=False),
+    Column("version", String(100), nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("beat_at", Instant, nullable=False),
+)
+"""Processes that run durable handlers on Postgres; of no tenant."""

@@ -154,6 +154,7 @@ async def test_the_migration_adds_up_what_was_there_before_it(database: Database
             *(f"DROP TABLE {name}" for name in ("files", "batches", "batch_lines")),
             "DROP TABLE routing_outcomes",
             *(f"DROP TABLE {name}" for name in ("task_steps", "task_events", "task_files")),
+            "DROP TABLE engine_workers",
             "UPDATE alembic_version SET version_num = '0001'",
             *([] if database.is_sqlite else [brin]),
         ]
