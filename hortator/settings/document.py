@@ -450,7 +450,8 @@ class Orchestration(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     roles: Path | None = None
     """Folder of role files of your own (`*.yaml`), over the built-in ones."""
     egress: tuple[Name, ...] = ()
-    """Hosts (globs) that agents may fetch from with `web_fetch`; empty = none, the tool is not offered."""
+    """Hosts (globs of `host[:port]`) that agents may fetch from with `web_fetch`; empty = none, the tool is not offered. Only an entry
+    without wildcards and with a port, such as `wiki.corp:8080`, may have an address that is not public."""
     shell: bool = False
     """True = agents with the capability `shell` may run commands in a sandbox without network (needs bubblewrap)."""
     max_files: Annotated[int, Meta(ge=1, le=10_000)] = 200

@@ -14,6 +14,7 @@ from hortator.orchestration.sandbox import MAX_OUTPUT, Ran, Sandbox
 from tests.eventually import eventually
 
 HERE = Path(__file__)
+OUTSIDE = (Path("/"), Path("/usr"), Path("/dev"))
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,7 @@ async def test_a_command_writes_nowhere_else(sandbox: Sandbox) -> None:
         sandbox, "for at in / /usr /usr/bin /usr/lib /dev; do touch $at/hortator-was-here && echo WROTE $at; done; true"
     )
     assert "WROTE /usr" not in ran.output
-    assert not Path("/usr/hortator-was-here").exists()
-    assert not Path("/dev/hortator-was-here").exists()
+    assert not any((at / "hortator-was-here").exists() for at in OUTSIDE)
 
 
 async def test_a_command_has_no_network(sandbox: Sandbox) -> None:

@@ -114,12 +114,13 @@ async def test_a_page_is_material_and_marked_as_such() -> None:
         assert (refused.ok, refused.text) == (False, "The host of this URL is not among those allowed.")
 
 
-async def test_a_shell_that_cannot_be_had_is_refused_in_words() -> None:
+async def test_a_shell_that_cannot_be_had_is_refused_in_words(tmp_path: Path) -> None:
     equipment = Equipment(Orchestration(), sandbox=Sandbox("/nonexistent/bwrap"))
-    result = await tools(FilesInMemory(TASK), "shell", equipment=equipment).run("run_shell", '{"command": "touch ran"}')
+    command = json.dumps({"command": f"touch {tmp_path}/ran"})
+    result = await tools(FilesInMemory(TASK), "shell", equipment=equipment).run("run_shell", command)
     assert not result.ok
     assert "bubblewrap" in result.text
-    assert not Path("ran").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 async def test_a_command_works_on_the_tasks_files() -> None:
