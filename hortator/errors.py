@@ -367,6 +367,7 @@ CODES = frozenset(
         "invalid_retention",
         "invalid_type",
         "invalid_url",
+        "invalid_utf8",
         "invalid_value",
         "key_not_active",
         "key_not_found",

@@ -1,6 +1,6 @@
 """`multipart/form-data` as it comes: the parts of a request's body one after the other, each piece by piece, none of them whole.
 
-The door of `/v1/files` uses it. What it holds in memory is one message of the server and one part's head (RFC 7578, RFC 2046).
+The doors of `/v1/files` and of tasks use it. What it holds in memory is one message of the server and one part's head (RFC 7578, RFC 2046).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Part:
 class Form:
     """One request's form."""
 
-    def __init__(self, content_type: bytes, receive: Receive) -> None:
+    def __init__(self, content_type: bytes, receive: Receive, most_parts: int = MAX_PARTS) -> None:
         """Raises UnsupportedMediaType where the request holds no form, InvalidRequest where its boundary is missing."""
         head = Message()
         head["content-type"] = content_type.decode("latin-1")
@@ -53,6 +53,7 @@ class Form:
         if not boundary or len(boundary) > 200:
             raise _malformed("it has no boundary")
         self._receive = receive
+        self._most_parts = most_parts
         self._delimiter = b"\r\n--" + boundary.encode("latin-1")
         self._buffer = bytearray(b"\r\n")
         """What has come and is not read yet. The first delimiter needs no line before it: here is one."""
@@ -63,14 +64,14 @@ class Form:
         async for piece in self.content():
             if piece.strip():
                 raise _malformed("it does not start with its boundary")
-        for _ in range(MAX_PARTS):
+        for _ in range(self._most_parts):
             while len(self._buffer) < 2:
                 await self._fill()
             if self._buffer.startswith(b"--"):
                 await self._discard()
                 return
             yield await self._head()
-        raise _malformed(f"it has more than {MAX_PARTS} parts")
+        raise _malformed(f"it has more than {self._most_parts} parts")
 
     async def _head(self) -> Part:
         """Read the headers of a part."""

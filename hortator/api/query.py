@@ -39,4 +39,5 @@ def only(query: Query, *names: str) -> None:
     """Raise InvalidRequest for a parameter that would be passed over silently."""
     for name in query:
         if name not in names:
-            raise InvalidRequest(f"known here: {', '.join(names)}", code="unknown_parameter", param=name[:100])
+            known = ", ".join(names) or "none"
+            raise InvalidRequest(f"known here: {known}", code="unknown_parameter", param=name[:100])

@@ -43,8 +43,10 @@ class Order(Struct, frozen=True, kw_only=True):
 class Teams:
     """One per process."""
 
-    async def submit(self, caller: Caller, order: Order) -> Task:
-        """Take an order, durably, and have it worked on; returns the root.
+    async def submit(self, caller: Caller, order: Order, *, id: str | None = None) -> Task:
+        """Take an order, durably, and have it worked on; returns the root, which is an earlier one where its idempotency key is known.
+
+        `id`: the id (a UUID) that a new root gets; None = any. Another one is returned: the order was known.
 
         Raises InvalidRequest (unknown role, bad domain parameters, budget above the caller's own), Forbidden (a model or capability
         that the key may not use), RateLimited (`too_many_tasks`), Conflict (`idempotency_key_reused`), Overloaded, Unavailable.

@@ -1,0 +1,179 @@
+"""The log of a tree as the doors of tasks and orchestrations write it: an event stream that can be resumed, or a list.
+
+The room of teams gives the log; each client has its own view of it, which reads only as fast as the client does. A client that hangs up ends
+its view and nothing else. An event is the same bytes in every view (`wire/events.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, NamedTuple, get_args
+
+from msgspec import Raw
+
+from hortator.api import problem
+from hortator.api.inference import EVENT_STREAM, Exchange, respond
+from hortator.api.query import number, only, read_query
+from hortator.api.reading import HangUp, where
+from hortator.call import Caller
+from hortator.dispatch import Trace
+from hortator.errors import HortatorError, InvalidRequest
+from hortator.orchestration.teams import Teams
+from hortator.wire.chat_stream import KEEP_ALIVE, OPENING
+from hortator.wire.events import Delta, Event, Level, encode, shown, sse
+
+QUIET_SECONDS = 15.0
+"""After so long without an event a comment is written, so that nothing between takes the stream for dead."""
+HEAD_SECONDS = 0.5
+"""So long the head of a stream waits for its first event: what is wrong with the request is a status until then."""
+STALL_SECONDS = 120.0
+"""A client that takes nothing for so long loses its view; it can resume."""
+USUAL_LIST, MAX_LIST = 100, 1000
+_MOST = (1 << 53) - 1
+
+log = logging.getLogger(__name__)
+
+
+class AskedEvents(NamedTuple):
+    """Which part of a log is wanted, and how."""
+
+    after: int
+    level: Level
+    stream: bool
+    limit: int
+    """Of a list."""
+
+
+class _Stalled(Exception):
+    """The client takes nothing."""
+
+
+def read(exchange: Exchange) -> AskedEvents:
+    """Read the query and `Last-Event-ID`, which a browser sends when it reconnects and which then wins. Raises InvalidRequest."""
+    asked = read_query(exchange.query)
+    only(asked, "after", "level", "stream", "limit")
+    level: Any = asked.get("level", "full")
+    if level not in get_args(Level):
+        raise InvalidRequest("'level' must be default, verbose or full.", code="invalid_value", param="level")
+    stream = asked.get("stream", "true")
+    if stream not in ("true", "false"):
+        raise InvalidRequest("'stream' must be true or false.", code="invalid_value", param="stream")
+    if stream == "true" and "limit" in asked:
+        raise InvalidRequest("'limit' is of a list: stream=false.", code="invalid_value", param="limit")
+    after = _seq(asked.get("after", "0"), "after")
+    last = exchange.headers.get(b"last-event-id", b"").decode("latin-1").strip()
+    if last:
+        after = _seq(last, "Last-Event-ID")
+    return AskedEvents(after, level, stream == "true", number(asked, "limit", USUAL_LIST, 1, MAX_LIST))
+
+
+def _seq(text: str, param: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 16 or int(text) > _MOST:
+        raise InvalidRequest(f"'{param}' must be the number of an event.", code="invalid_value", param=param)
+    return int(text)
+
+
+async def listed(teams: Teams, caller: Caller, id: str, asked: AskedEvents) -> dict[str, Any]:
+    """Return a page of the log. `last_seq` is where the next one begins, also where the level hides the last events."""
+    found = await teams.events(caller, id, asked.after, asked.limit + 1)
+    page = found[: asked.limit]
+    return {
+        "object": "list",
+        "data": [Raw(encode(event)) for event in page if shown(event, asked.level)],
+        "last_seq": page[-1].seq if page else asked.after,
+        "has_more": len(found) > asked.limit,
+    }
+
+
+async def stream(exchange: Exchange, trace: Trace, teams: Teams, caller: Caller, id: str, asked: AskedEvents) -> None:
+    """Write the log behind `after`, then what comes, until the tree's end; 204 where there is nothing to come.
+
+    A browser that is told 204 does not ask again. Raises HortatorError before the head; later it is an event `error`.
+    """
+    if exchange.method == "HEAD":
+        await respond(exchange, 200, _head(exchange), b"")
+        return
+    view = teams.follow(caller, id, asked.after)
+    with HangUp(trace.hang_up, exchange.direct, exchange.receive):
+        first = asyncio.ensure_future(anext(view, None))
+        try:
+            await asyncio.wait({first}, timeout=HEAD_SECONDS)
+            if first.done() and first.result() is None:
+                await respond(exchange, 204, [(b"x-request-id", exchange.id.encode())], b"")
+                return
+            await _View(exchange, asked.level).write(first, view)
+        except asyncio.CancelledError as cancelled:
+            raise trace.failure(cancelled) from None
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            if isinstance(view, AsyncGenerator):
+                await view.aclose()
+
+
+class _View:
+    """One client's stream, from its head to its end."""
+
+    def __init__(self, exchange: Exchange, level: Level) -> None:
+        self._exchange = exchange
+        self._level = level
+        self._written = time.monotonic()
+
+    async def write(self, first: asyncio.Future[Event | Delta | None], view: AsyncIterator[Event | Delta]) -> None:
+        """Write everything. A client that stalls is left without an end, which closes its connection."""
+        await self._exchange.send({"type": "http.response.start", "status": 200, "headers": _head(self._exchange)})
+        await self._send(OPENING)
+        quiet = asyncio.create_task(self._keep_alive(), name="keep-alive")
+        last = b""
+        try:
+            if (event := await first) is not None:
+                await self._event(event)
+                async for event in view:
+                    await self._event(event)
+        except _Stalled:
+            log.info("a client does not read its events: request=%s", self._exchange.id)
+            if self._exchange.direct is not None:
+                self._exchange.direct.transport.abort()  # closing would wait for it
+            return
+        except HortatorError as error:
+            last = _failed(error)
+        except Exception as error:  # noqa: BLE001 - the outermost edge of a stream, whose status line has gone out
+            log.error("internal error: request=%s %s", self._exchange.id, where(error))
+            last = _failed(HortatorError("The gateway failed to handle this request."))
+        finally:
+            quiet.cancel()
+        await self._exchange.send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _event(self, event: Event | Delta) -> None:
+        if isinstance(event, Event) and shown(event, self._level):
+            await self._send(sse(event))
+
+    async def _send(self, piece: bytes) -> None:
+        """Write a piece once the client has taken those before it. Raises _Stalled."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self._exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+        except TimeoutError:
+            raise _Stalled from None
+        self._written = time.monotonic()
+
+    async def _keep_alive(self) -> None:
+        while True:
+            rest = self._written + QUIET_SECONDS - time.monotonic()
+            if rest > 0:
+                await asyncio.sleep(rest)
+            else:
+                await self._exchange.send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                self._written = time.monotonic()
+
+
+def _head(exchange: Exchange) -> problem.Headers:
+    return [*EVENT_STREAM, (b"x-request-id", exchange.id.encode())]
+
+
+def _failed(error: HortatorError) -> bytes:
+    """What is told of an error when the status line has gone out. It has no id: to resume is to ask behind the last event."""
+    return b"event: error\n" + problem.event(error)
