@@ -192,6 +192,7 @@ class App:
             self._archive,
             self._background,
             self._batching.door,
+            root_path=self._root_path,
         )
         self._health = asyncio.create_task(rooms.health.run(), name="health")
 

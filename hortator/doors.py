@@ -12,8 +12,11 @@ from hortator.api import route
 from hortator.api.harpoon import HarpoonDoor, Sources
 from hortator.api.messages import VERSION, MessagesDoor
 from hortator.api.openai import OpenAIDoor
+from hortator.api.orchestrations import OrchestrationsDoor
 from hortator.api.reading import Receive, Scope, Send
 from hortator.api.responses import ResponsesDoor
+from hortator.api.task_door import Deliveries
+from hortator.api.tasks import TasksDoor
 from hortator.archive import Archive, Background
 from hortator.batching import PATHS as STORED
 from hortator.gateway import Gateway
@@ -34,15 +37,27 @@ class Doors:
         background: Background | None,
         stored: Door,
         teams: Teams | None = None,
+        *,
+        root_path: str = "",
+        deliveries: Deliveries | None = None,
     ) -> None:
-        """`stored` is the door of files and batches, which all generations share. `teams`: None = orchestration is off."""
-        self._teams = teams
+        """`stored` is the door of files and batches, which all generations share. `teams`: None = orchestration is off.
+
+        `root_path` stands before addresses that clients are told; `deliveries`: what was sent to the `callback_url` of tasks.
+        """
         self._stored = stored
         self._openai = OpenAIDoor(gateway, max_body_bytes)
         self._messages = MessagesDoor(gateway, max_body_bytes)
         self._responses = ResponsesDoor(gateway, archive, background, max_body_bytes)
         self._previews = route.RouteDoor(gateway, max_body_bytes)
         self._harpoon = HarpoonDoor(gateway, sources, max_body_bytes)
+        self._working: dict[str, Door] = {}
+        """Doors of what teams of agents work on, by path."""
+        if teams is not None:
+            self._working = {
+                kind.path: kind(gateway.admit, teams, max_body_bytes, root_path=root_path, deliveries=deliveries)
+                for kind in (TasksDoor, OrchestrationsDoor)
+            }
 
     def at(self, path: str, scope: Scope) -> Door | None:
         """Return the door of a path, None for the shell's."""
@@ -56,6 +71,9 @@ class Doors:
             return self._previews
         if path.startswith("/api/") and not path.startswith("/api/v1/"):
             return self._harpoon
+        for known, door in self._working.items():
+            if path.startswith(known) and path[len(known) : len(known) + 1] in ("", "/"):
+                return door
         return None
 
 

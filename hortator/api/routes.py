@@ -130,6 +130,8 @@ _MEANINGS = {
     403: "The key may not do this",
     404: "No such thing",
     408: "The body did not arrive in time",
+    409: "It does not fit the state of what it is asked of",
+    410: "It is not kept any more",
     413: "The body is over the limit",
     415: "The body is not JSON",
     429: "A limit was reached, here or at the provider; see Retry-After",

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from hortator import __version__
-from hortator.api import administration, health
+from hortator.api import administration, health, task_paths
 from hortator.api.routes import described, refusal
 from hortator.errors import HortatorError, InvalidRequest, MethodNotAllowed, NotFound
 from hortator.tenancy.administration import Administration
@@ -201,6 +201,7 @@ _MESSAGE_ERROR: dict[str, Any] = {
 def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     """Add the routes that the raw doors serve."""
     kinds = [*(each.request for each in _CALLS), *administration.SCHEMAS, *harpoon.SCHEMAS, *batches.SCHEMAS]
+    kinds += task_paths.SCHEMAS
     shapes, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
@@ -227,7 +228,7 @@ def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
         ("400", "401", "403", "404", "408", "413", "415", "503"),
     )
     preview["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes[0]}}}
-    document["paths"] |= _harpoon() | _kept_responses() | _stored()
+    document["paths"] |= _harpoon() | _kept_responses() | _stored() | task_paths.paths()
     document["paths"] |= {
         "/api/v1/route": {"post": preview},
         "/v1/models": {"get": _operation("listModels", "List the models this key may use.", listing, ("401", "503"))},

@@ -11,11 +11,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import msgspec
 import uuid_utils
-from msgspec import Meta, Struct
 
 from hortator.api import orders, problem, task_events, task_files, task_view
 from hortator.api.inference import OPENAI, Exchange, allow, respond, serve
@@ -28,8 +27,7 @@ from hortator.dispatch import Trace
 from hortator.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from hortator.orchestration.teams import Teams
 from hortator.store.tasks import Filter, Task
-from hortator.wire.body import parse_as
-from hortator.wire.orders import BINARY_TYPE, Asked, Attachment, file_path
+from hortator.wire.orders import BINARY_TYPE, Asked, Attachment, file_path, message
 from hortator.wire.task_view import Artifacts, TaskResult, TaskView
 from hortator.wire.tasks import TERMINAL, Pattern, Phase
 
@@ -43,15 +41,6 @@ MAX_KEY = 255
 _KEY = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?").fullmatch
 _ID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII).fullmatch
 _JSON = msgspec.json.Encoder()
-
-
-class NewMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST .../messages`."""
-
-    content: Annotated[str, Meta(min_length=1)]
-
-
-_message = msgspec.json.Decoder(NewMessage)
 
 
 class Deliveries(Protocol):
@@ -233,11 +222,9 @@ class TaskDoor(ABC):
         await _reply(exchange, await self.shown(caller, await self._teams.cancel(caller, id)))
 
     async def _say(self, exchange: Exchange, caller: Caller, id: str) -> None:
-        _, said = parse_as(await self._json(exchange), _message)
-        if "\0" in said.content:
-            raise InvalidRequest("'content' holds a NUL character.", code="invalid_value", param="content")
+        text = message(await self._json(exchange))
         await self.find(caller, id)
-        await _reply(exchange, await self._teams.say(caller, id, said.content), 202)
+        await _reply(exchange, await self._teams.say(caller, id, text), 202)
 
     async def _children(self, exchange: Exchange, caller: Caller, _: Trace, id: str) -> None:
         only(read_query(exchange.query))

@@ -119,6 +119,12 @@ class OrchestrationOrder(TaskOrder, frozen=True, kw_only=True, forbid_unknown_fi
     """Of `smart`."""
 
 
+class NewMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client says to a running task."""
+
+    content: Text
+
+
 ARGUMENTS: Mapping[Pattern, tuple[str, ...]] = {
     "team": (),
     "parallel": ("requests",),
@@ -158,6 +164,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 _task = msgspec.json.Decoder(TaskOrder)
 _orchestration = msgspec.json.Decoder(OrchestrationOrder)
+_message = msgspec.json.Decoder(NewMessage)
 
 
 def order(body: bytes, attached: Sequence[Attachment] = ()) -> Asked:
@@ -182,6 +189,13 @@ def orchestration(body: bytes, attached: Sequence[Attachment] = ()) -> Asked:
     asked = _asked(top, said, attached)
     arguments = {name: msgspec.json.decode(top[name]) for name in wanted if getattr(said, name) is not None}
     return msgspec.structs.replace(asked, pattern=said.pattern, arguments=arguments)
+
+
+def message(body: bytes) -> str:
+    """Read a message to a running task. Raises InvalidRequest."""
+    top, said = parse_as(body, _message)
+    _check_kept(top)
+    return said.content
 
 
 def _asked(top: Object, said: TaskOrder, attached: Sequence[Attachment]) -> Asked:
@@ -348,4 +362,4 @@ def _missing(param: str, text: str) -> InvalidRequest:
     return InvalidRequest(text, code="missing_required_parameter", param=param)
 
 
-SCHEMAS: tuple[type[Struct], ...] = (TaskOrder, OrchestrationOrder, TaskConfig)
+SCHEMAS: tuple[type[Struct], ...] = (TaskOrder, OrchestrationOrder, TaskConfig, NewMessage)
