@@ -31,6 +31,8 @@ SHORT = {
     "HORTATOR_DETECT_PROVIDERS": ("detect_providers",),
 }
 """Variables with a short name, and the setting each stands for."""
+_CLIENT = frozenset({"HORTATOR_API_KEY", "HORTATOR_BASE_URL"})
+"""Read by the SDK and the commands that are clients; no setting of the server's."""
 _OTHER = frozenset({"HORTATOR_HOME", "HORTATOR_CONFIG", "HORTATOR_ENV_FILE", "HORTATOR_LOCAL_MODEL"})
 _TESTS = "HORTATOR_TEST_"
 
@@ -98,9 +100,9 @@ def _existing(*paths: Path) -> Path | None:
 
 
 def _ignored(name: str, variables: Variables) -> bool:
-    return (
-        name.startswith(PREFIX) and name not in variables.used and not name.startswith(_TESTS) and bool(variables[name])
-    )
+    if not name.startswith(PREFIX) or name.startswith(_TESTS) or name in _CLIENT:
+        return False
+    return name not in variables.used and bool(variables[name])
 
 
 def _overlay(root: Node, variables: Variables, problems: Problems) -> None:
