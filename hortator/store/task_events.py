@@ -20,7 +20,7 @@ from hortator.call import TenantId
 from hortator.store.database import Database
 from hortator.store.queries import TenantRows
 from hortator.store.tables import task_events, task_steps, tasks
-from hortator.store.task_rows import UNFINISHED, NewEvent, Told, as_event, now, plain
+from hortator.store.task_rows import UNFINISHED, Ended, NewEvent, Told, as_event, now, plain
 from hortator.wire.events import ENDS, Event
 
 _KEY = 100
@@ -29,15 +29,18 @@ _KEY = 100
 class EventScope(TenantRows):
     """The logs of one tenant's trees."""
 
-    def __init__(self, database: Database, tenant_id: TenantId, told: Told) -> None:
-        """`told` is called with new events after their commit."""
+    def __init__(self, database: Database, tenant_id: TenantId, told: Told, ended: Ended | None = None) -> None:
+        """`told` is called with new events, `ended` with ids of tasks that ended, after their commit."""
         super().__init__(database, tenant_id)
         self._told = told
+        self._over = ended
 
-    def _tell(self, events: Sequence[Event]) -> None:
+    def _tell(self, events: Sequence[Event], ended: Sequence[str] = ()) -> None:
         """After the commit."""
         if events:
             self._told(self.tenant_id, events)
+        if ended and self._over is not None:
+            self._over(self.tenant_id, ended)
 
     def _locked(self, ids: Iterable[str]) -> Select[Any]:
         """Tasks of one tree, root first, theirs to change until the end of the transaction. The ids contain the root's."""
@@ -147,6 +150,19 @@ class EventScope(TenantRows):
             statement = statement.where(column.type.in_(list(types)))
         async with self._database.read() as connection:
             return [as_event(root_id, *row) for row in await connection.execute(statement)]
+
+    async def tail(self, root_id: str, limit: int) -> list[Event]:
+        """The last `limit` events, in order. Raises Unavailable."""
+        column = task_events.c
+        statement = (
+            self._rows(task_events, column.seq, column.type, column.payload, column.at)
+            .where(column.root_id == root_id)
+            .order_by(column.seq.desc())
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(statement)).all()
+        return [as_event(root_id, *row) for row in reversed(rows)]
 
     async def floor(self, root_id: str) -> int | None:
         """The lowest `seq` that is still kept, None when there is none. Raises Unavailable."""

@@ -20,6 +20,9 @@ from hortator.call import KeyHash, TenantId, Usage
 from hortator.wire.events import Event
 
 Told = Callable[[TenantId, Sequence[Event]], None]
+"""Hears of new events of a tenant's trees, after their commit."""
+Ended = Callable[[TenantId, Sequence[str]], None]
+"""Hears the ids of a tenant's tasks that have ended, after the commit."""
 
 UNFINISHED = ("Pending", "Running", "Waiting", "Retrying")
 """Phases of a task that has not ended."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,6 +23,7 @@ from hortator.store.task_rows import (
     MESSAGE_CHARACTERS,
     UNFINISHED,
     Added,
+    Ended,
     File,
     Filter,
     Grant,
@@ -44,19 +45,23 @@ from hortator.wire.events import Event
 __all__ = [
     "UNFINISHED",
     "Added",
+    "Ended",
     "File",
     "Filter",
     "Grant",
     "NewEvent",
     "NewFile",
+    "State",
     "Step",
     "Task",
     "TaskScope",
     "Told",
     "Took",
     "Want",
+    "cancelled_since",
     "find_work",
     "forget_trees",
+    "states",
     "unfinished_roots",
 ]
 
@@ -195,7 +200,7 @@ class TaskScope(StepScope, TaskFileScope):
             if ends and path[-1].held_tokens:
                 await self._release(connection, path)
             told = await self._append(connection, task.root_id, events)
-        self._tell(told)
+        self._tell(told, [id] if ends else [])
         return True
 
     async def _release(self, connection: AsyncConnection, path: Sequence[Task]) -> None:
@@ -256,7 +261,7 @@ class TaskScope(StepScope, TaskFileScope):
                     )
                 )
             told = await self._append(connection, path[0].id, _cancelled(ended, shown))
-        self._tell(told)
+        self._tell(told, ids)
         return ids
 
 
@@ -309,6 +314,32 @@ async def unfinished_roots(database: Database, after: str | None, limit: int) ->
         statement = statement.where(column.id > after)
     async with database.read() as connection:
         return [as_task(row) for row in await connection.execute(statement.order_by(column.id).limit(limit))]
+
+
+class State(NamedTuple):
+    """How far a task is."""
+
+    status: str
+    last_seq: int
+
+
+async def states(database: Database, ids: Sequence[str]) -> dict[str, State]:
+    """How far tasks of any tenants are, for who shows and waits for them; those that are no more are missing. Raises Unavailable."""
+    column = tasks.c
+    found: dict[str, State] = {}
+    async with database.read() as connection:
+        for start in range(0, len(ids), 500):
+            some = select(column.id, column.status, column.last_seq).where(column.id.in_(ids[start : start + 500]))
+            found |= {id: State(status, last) for id, status, last in await connection.execute(some)}
+    return found
+
+
+async def cancelled_since(database: Database, moment: datetime) -> list[str]:
+    """Ids of tasks of any tenant that were cancelled from that moment on, for who works on them. Raises Unavailable."""
+    column = tasks.c
+    statement = select(column.id).where(column.status == "Cancelled", column.completed_at >= moment)
+    async with database.read() as connection:
+        return [id for (id,) in await connection.execute(statement)]
 
 
 async def forget_trees(database: Database, before: datetime, limit: int) -> list[str]:

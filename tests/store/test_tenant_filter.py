@@ -52,6 +52,8 @@ WITHOUT_TENANT = {
     "numbered": "part of a change of the scope's",
     "find_work": "work for whoever has it to do",
     "unfinished_roots": "the same",
+    "states": "tasks that somebody shows or waits for, found by their tenant before",
+    "cancelled_since": "work for whoever has it to do",
     "forget_trees": "what is too old, whoever's it is",
 }
 SCOPES = (
