@@ -50,7 +50,7 @@ class Deliveries(Protocol):
         """The deliveries of a task's tree, in order; each has an `id`. Raises NotFound (`task_not_found`)."""
         ...
 
-    async def redeliver(self, caller: Caller, task_id: str, id: str) -> Any:
+    async def redeliver(self, caller: Caller, task_id: str, delivery_id: str) -> Any:
         """Send one again; returns it. Raises NotFound (`task_not_found`, `delivery_not_found`)."""
         ...
 
@@ -290,7 +290,7 @@ class TaskDoor(ABC):
         task = await self.find(caller, id)
         if self._deliveries is None:
             raise NotFound("There is no such delivery.", code="delivery_not_found")
-        await _reply(exchange, await self._deliveries.redeliver(caller, task.id, delivery), 202)
+        await _reply(exchange, await self._deliveries.redeliver(caller, task.id, delivery))
 
 
 def idempotency_key(headers: dict[bytes, bytes]) -> str | None:

@@ -120,7 +120,7 @@ def _below(kind: _Kind) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     yield "/{id}/messages", "post", f"send{name}Message", message
     yield "/{id}/ledger", "get", f"retrieve{name}Ledger", described("TaskLedger", path=_ONE, errors=_READ)
     yield "/{id}/deliveries", "get", f"list{name}Deliveries", described(None, path=_ONE, errors=_READ)
-    again = described(None, path=("id", "delivery"), errors=_READ, status=202)
+    again = described(None, path=("id", "delivery"), errors=_READ)
     yield "/{id}/deliveries/{delivery}/redeliver", "post", f"redeliver{name}", again
 
 

@@ -26,6 +26,7 @@ from hortator.ledger.counts import (
     Series,
     convention,
 )
+from hortator.ledger.task_counts import DURATION_SECONDS, TaskCounts
 from hortator.store.tables import MONEY_SCALE
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -70,14 +71,16 @@ class _Page:
         self.sample(f"{name}_count", labels, total)
 
 
-def exposition(counts: Counts, readings: Iterable[Reading]) -> bytes:
-    """Return the whole page."""
+def exposition(counts: Counts, readings: Iterable[Reading], tasks: TaskCounts | None = None) -> bytes:
+    """Return the whole page. `tasks`: None = this process has no teams of agents."""
     page = _Page()
     series = counts.series()
     _requests(page, counts, series)
     _consumption(page, series)
     _conventions(page, series)
     _tries(page, counts)
+    if tasks is not None:
+        _tasks(page, tasks)
     _gauges(page, (*readings, *_process()))
     return ("\n".join(page.lines) + "\n").encode()
 
@@ -199,6 +202,25 @@ def _merged(histograms: Iterable[Histogram], bounds: tuple[float, ...]) -> Histo
         total.buckets = [ours + theirs for ours, theirs in zip(total.buckets, each.buckets, strict=True)]
         total.sum += each.sum
     return total
+
+
+def _tasks(page: _Page, tasks: TaskCounts) -> None:
+    page.family("hortator_tasks_total", "counter", "Trees of tasks that ended, by how.")
+    for phase, count in tasks.ended.items():
+        page.sample("hortator_tasks_total", {"phase": phase}, count)
+    page.family("hortator_task_duration_seconds", "histogram", "From a tree's order to its end.")
+    for phase, found in tasks.durations.items():
+        page.histogram("hortator_task_duration_seconds", {"phase": phase}, DURATION_SECONDS, found, 1)
+    page.family("hortator_task_cost_usd_total", "counter", "US dollars of trees that ended.")
+    page.sample("hortator_task_cost_usd_total", {}, tasks.cost)
+    page.family("hortator_budget_exceeded_total", "counter", "Trees that their budget ended.")
+    page.sample("hortator_budget_exceeded_total", {}, tasks.ended["BudgetExceeded"])
+    page.family("hortator_stuck_detected_total", "counter", "Agents that were found stuck, by what was done.")
+    for action, count in tasks.stuck.items():
+        page.sample("hortator_stuck_detected_total", {"action": action}, count)
+    page.family("hortator_task_events_total", "counter", "Events written to the logs of trees.")
+    for type, count in sorted(tasks.events.copy().items()):
+        page.sample("hortator_task_events_total", {"type": type}, count)
 
 
 def _gauges(page: _Page, readings: Iterable[Reading]) -> None:

@@ -45,10 +45,10 @@ class Sent:
     async def page(self, caller: Caller, task_id: str) -> list[Any]:
         return []
 
-    async def redeliver(self, caller: Caller, task_id: str, id: str) -> dict[str, str]:
-        if id != "known":
+    async def redeliver(self, caller: Caller, task_id: str, delivery_id: str) -> dict[str, str]:
+        if delivery_id != "known":
             raise NotFound("There is no such delivery.", code="delivery_not_found")
-        return {"id": id}
+        return {"id": delivery_id}
 
 
 class House(NamedTuple):
@@ -353,7 +353,7 @@ async def test_the_ledger_is_of_the_task_and_all_below(house: House) -> None:
 async def test_deliveries_can_be_sent_again(house: House) -> None:
     id = house.teams.root(OURS, str(uuid.uuid4())).id
     assert (await house.ok("GET", f"{TASKS}/{id}/deliveries"))["data"] == []
-    assert await house.ok("POST", f"{TASKS}/{id}/deliveries/known/redeliver", None, 202) == {"id": "known"}
+    assert await house.ok("POST", f"{TASKS}/{id}/deliveries/known/redeliver") == {"id": "known"}
     refused = await house.refused("POST", f"{TASKS}/{id}/deliveries/other/redeliver")
     assert refused == (404, "delivery_not_found", None)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from hortator.call import Attempt, Deployment, Outcome, ProviderId, Usage
+from hortator.call import Attempt, Deployment, Outcome, ProviderId, TenantId, Usage
 from hortator.errors import CODES
 from hortator.ledger import PriceBook
 from hortator.ledger.counts import MAX_SERIES, OTHER, Counts
 from hortator.ledger.metrics import Reading, exposition
 from hortator.ledger.records import MAX_TASKS, Recorder
+from hortator.ledger.task_counts import TaskCounts
+from hortator.wire.events import Event
 from tests.outcomes import attempt, outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,10 +29,12 @@ def counted(*outcomes: Outcome, known: bool = True) -> Counts:
     return counts
 
 
-def scraped(counts: Counts, *readings: Reading) -> dict[str, list[tuple[dict[str, str], float]]]:
+def scraped(
+    counts: Counts, *readings: Reading, tasks: TaskCounts | None = None
+) -> dict[str, list[tuple[dict[str, str], float]]]:
     """Samples by name, as Prometheus' own parser reads them."""
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for family in text_string_to_metric_families(exposition(counts, readings).decode()):
+    for family in text_string_to_metric_families(exposition(counts, readings, tasks).decode()):
         assert family.documentation
         for sample in family.samples:
             found.setdefault(sample.name, []).append((sample.labels, sample.value))
@@ -172,6 +176,44 @@ def test_each_metric_is_explained() -> None:
     """Of both kinds: those that the counters make, and the gauges that the composition root reads."""
     page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     documented = set(re.findall(r"^\| `([a-z_]+)`", page, re.MULTILINE))
-    families = set(re.findall(r"^# TYPE (\S+)", exposition(counted(outcome()), ()).decode(), re.MULTILINE))
+    families = set(
+        re.findall(r"^# TYPE (\S+)", exposition(counted(outcome()), (), TaskCounts()).decode(), re.MULTILINE)
+    )
     families |= set(re.findall(r'Reading\(\s*"([a-z_]+)"', (ROOT / "hortator" / "app.py").read_text("utf-8")))
     assert families == documented
+
+
+def told(type: str, **details: object) -> Event:
+    return Event(seq=1, task_id="root", type=type, timestamp="2026-11-21T12:00:00.000Z", details=details)
+
+
+def test_trees_are_counted_by_their_last_event() -> None:
+    tasks = TaskCounts()
+    ends = [
+        told("completed", duration_ms=1500, cost_usd="0.0012"),
+        told("completed", duration_ms=3000, cost_usd="0.1"),
+        told("failed", duration_ms=20),
+        told("budget_exceeded", code="task_budget_exceeded", cost_usd="1"),
+    ]
+    others = [told("task_created"), told("progress"), told("progress"), told("stuck_detected", action="kill")]
+    strange = [told("stuck_detected", action="x" * 1000), told("of another release"), told("failed", cost_usd="much")]
+    tasks.told(TenantId("t"), [*others, *ends, *strange])
+    found = scraped(Counts(lambda _: True), tasks=tasks)
+    phases = {labels["phase"]: value for labels, value in found["hortator_tasks_total"]}
+    assert phases == {"Completed": 2, "Failed": 2, "Cancelled": 0, "BudgetExceeded": 1, "TimedOut": 0}
+    assert one(found["hortator_budget_exceeded_total"]) == 1
+    assert one(found["hortator_task_cost_usd_total"]) == 1.1012
+    assert one(found["hortator_task_duration_seconds_sum"], phase="Completed") == 4.5
+    assert one(found["hortator_task_duration_seconds_bucket"], phase="Completed", le="2") == 1
+    assert one(found["hortator_task_duration_seconds_bucket"], phase="Failed", le="1") == 1
+    assert {labels["action"]: value for labels, value in found["hortator_stuck_detected_total"]} == {
+        "warn": 0,
+        "kill": 1,
+        "escalate": 0,
+    }
+    events = {labels["type"]: value for labels, value in found["hortator_task_events_total"]}
+    assert (events["progress"], events["completed"], set(events) - {each.type for each in [*others, *ends]}) == (
+        2,
+        2,
+        set(),
+    )
