@@ -24,6 +24,7 @@ from hortator.errors import HortatorError, InvalidRequest
 from hortator.orchestration.teams import Teams
 from hortator.wire.chat_stream import KEEP_ALIVE, OPENING
 from hortator.wire.events import Delta, Event, Level, encode, shown, sse
+from hortator.wire.tasks import TERMINAL
 
 QUIET_SECONDS = 15.0
 """After so long without an event a comment is written, so that nothing between takes the stream for dead."""
@@ -97,16 +98,20 @@ async def stream(exchange: Exchange, trace: Trace, teams: Teams, caller: Caller,
         await respond(exchange, 200, _head(exchange), b"")
         return
     view = teams.follow(caller, id, asked.after)
+    page = _View(exchange, asked.level)
     with HangUp(trace.hang_up, exchange.direct, exchange.receive):
         first = asyncio.ensure_future(anext(view, None))
         try:
             await asyncio.wait({first}, timeout=HEAD_SECONDS)
-            if first.done() and first.result() is None:
-                await respond(exchange, 204, [(b"x-request-id", exchange.id.encode())], b"")
-                return
-            await _View(exchange, asked.level).write(first, view)
+            if first.done() and first.result() is None and await _ended(teams, caller, id):
+                await _nothing(exchange)
+            else:
+                await page.write(first, view)
         except asyncio.CancelledError as cancelled:
-            raise trace.failure(cancelled) from None
+            failure = trace.failure(cancelled)
+            if trace.hung_up or not page.begun:
+                raise failure from None
+            await page.end(failure)
         finally:
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)
@@ -121,13 +126,16 @@ class _View:
         self._exchange = exchange
         self._level = level
         self._written = time.monotonic()
+        self.begun = False
+        """Whether the status line has gone out."""
 
     async def write(self, first: asyncio.Future[Event | Delta | None], view: AsyncIterator[Event | Delta]) -> None:
         """Write everything. A client that stalls is left without an end, which closes its connection."""
+        self.begun = True
         await self._exchange.send({"type": "http.response.start", "status": 200, "headers": _head(self._exchange)})
         await self._send(OPENING)
         quiet = asyncio.create_task(self._keep_alive(), name="keep-alive")
-        last = b""
+        failure: HortatorError | None = None
         try:
             if (event := await first) is not None:
                 await self._event(event)
@@ -139,12 +147,17 @@ class _View:
                 self._exchange.direct.transport.abort()  # closing would wait for it
             return
         except HortatorError as error:
-            last = _failed(error)
+            failure = error
         except Exception as error:  # noqa: BLE001 - the outermost edge of a stream, whose status line has gone out
             log.error("internal error: request=%s %s", self._exchange.id, where(error))
-            last = _failed(HortatorError("The gateway failed to handle this request."))
+            failure = HortatorError("The gateway failed to handle this request.")
         finally:
             quiet.cancel()
+        await self.end(failure)
+
+    async def end(self, failure: HortatorError | None) -> None:
+        """Write the end, and before it what went wrong. That has no id: to resume is to ask behind the last event."""
+        last = b"" if failure is None else b"event: error\n" + problem.event(failure)
         await self._exchange.send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _event(self, event: Event | Delta) -> None:
@@ -170,10 +183,19 @@ class _View:
                 self._written = time.monotonic()
 
 
+async def _ended(teams: Teams, caller: Caller, id: str) -> bool:
+    """Whether the tree has ended: a view ends also where the process stops."""
+    task = await teams.find(caller, id)
+    root = task if task.id == task.root_id else await teams.find(caller, task.root_id)
+    return root.status in TERMINAL
+
+
+async def _nothing(exchange: Exchange) -> None:
+    """Write 204, which has no content and no length of one."""
+    headers = [(b"x-request-id", exchange.id.encode())]
+    await exchange.send({"type": "http.response.start", "status": 204, "headers": headers})
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
 def _head(exchange: Exchange) -> problem.Headers:
     return [*EVENT_STREAM, (b"x-request-id", exchange.id.encode())]
-
-
-def _failed(error: HortatorError) -> bytes:
-    """What is told of an error when the status line has gone out. It has no id: to resume is to ask behind the last event."""
-    return b"event: error\n" + problem.event(error)

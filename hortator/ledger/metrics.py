@@ -208,7 +208,7 @@ def _tasks(page: _Page, tasks: TaskCounts) -> None:
     page.family("hortator_tasks_total", "counter", "Trees of tasks that ended, by how.")
     for phase, count in tasks.ended.items():
         page.sample("hortator_tasks_total", {"phase": phase}, count)
-    page.family("hortator_task_duration_seconds", "histogram", "From a tree's order to its end.")
+    page.family("hortator_task_duration_seconds", "histogram", "From the start of the work on a tree to its end.")
     for phase, found in tasks.durations.items():
         page.histogram("hortator_task_duration_seconds", {"phase": phase}, DURATION_SECONDS, found, 1)
     page.family("hortator_task_cost_usd_total", "counter", "US dollars of trees that ended.")

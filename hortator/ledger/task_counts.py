@@ -42,7 +42,7 @@ class TaskCounts:
         self.cost = Decimal(0)
         """US dollars of trees that ended and whose cost is known."""
         self.durations = {phase: Histogram(DURATION_SECONDS) for phase in PHASES.values()}
-        """Seconds from a tree's order to its end, by phase."""
+        """Seconds from the start of the work to its end, by phase; where the last event tells them."""
 
     def told(self, tenant_id: TenantId, events: Sequence[Event]) -> None:
         """Count new events."""

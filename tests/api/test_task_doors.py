@@ -95,6 +95,7 @@ class Stream:
         self.ended = False
         self.reading = asyncio.Event()
         self.reading.set()
+        self.work: asyncio.Future[None] | None = None
         self._gone = asyncio.Event()
         self._first = True
 
@@ -133,7 +134,7 @@ async def streamed(house: House, path: str, query: str = "", **headers: str) -> 
         "query_string": query.encode(),
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()],
     }
-    work = asyncio.ensure_future(house.app(scope, stream.receive, stream.send))
+    work = stream.work = asyncio.ensure_future(house.app(scope, stream.receive, stream.send))
     try:
         yield stream
     finally:
@@ -474,6 +475,19 @@ async def test_a_client_that_does_not_read_loses_its_view(house: House, monkeypa
         await house.teams.tell(id, "progress")
         await eventually(lambda: house.teams.views == 0)
     assert (stream.seqs, stream.ended) == ([], False)
+
+
+async def test_a_server_that_stops_says_so_and_the_client_resumes(house: House) -> None:
+    id = house.teams.root(OURS, str(uuid.uuid4())).id
+    await house.teams.tell(id, "progress")
+    async with streamed(house, f"{TASKS}/{id}/events") as stream:
+        await eventually(lambda: stream.seqs == [1])
+        assert stream.work is not None
+        stream.work.cancel()
+        await eventually(lambda: stream.ended)
+    name, data = stream.blocks[-1].split("\n")
+    assert (name, json.loads(data[6:])["error"]["code"]) == ("event: error", "draining")
+    assert house.teams.views == 0
 
 
 async def test_levels_hide_what_a_viewer_did_not_ask_for(house: House) -> None:
