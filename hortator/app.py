@@ -63,12 +63,15 @@ class App:
         *,
         read: Callable[[], Settings],
         changed: Callable[[Settings], None],
+        worker: bool = False,
     ) -> None:
         """`local` is the embedded model, None when it is switched off or cannot be had.
 
-        `read` reads the configuration again, in a thread; `changed` is told the settings that then take effect.
+        `read` reads the configuration again, in a thread; `changed` is told the settings that then take effect. `worker`: nobody listens
+        for clients; it works on teams of agents, and leaves batches and background responses to servers, whose folder has their files.
         """
         self.settings = settings
+        self.worker = worker
         self.database = database(settings)
         self._identity = Identity(
             self.database,
@@ -127,9 +130,10 @@ class App:
         if self._archive is not None:
             await self._archive.start()
         self._open(self._rooms)
-        if self._background is not None:
-            await self._background.start()
-        await self._batching.start()
+        if not self.worker:
+            if self._background is not None:
+                await self._background.start()
+            await self._batching.start()
         self._tasks.append(asyncio.create_task(self.reload.run(), name="reload"))
         self._tasks.append(asyncio.create_task(self._retention.run(), name="retention"))
         if not self._migrated:

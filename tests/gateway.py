@@ -233,8 +233,8 @@ class Gateway:
             return [dict(row) for row in found]
 
     def database(self) -> Path:
-        """The SQLite file."""
-        [found] = (self.home / "data").rglob("*.db")
+        """The SQLite file of the store; the engine of teams has one of its own."""
+        [found] = (self.home / "data").rglob("hortator.db")
         return found
 
     def row(self, request_id: str) -> dict[str, Any]:

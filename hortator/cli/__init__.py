@@ -1,4 +1,4 @@
-"""The command line: `hortator serve | check | keys | tenants | models | migrate | usage | router`, one file a command.
+"""The command line: `hortator serve | worker | check | keys | tenants | models | migrate | usage | router`, one file a command.
 
 Commands read the settings and call the rooms; they print for people on stderr and for programs on stdout.
 """
@@ -16,6 +16,7 @@ from hortator.cli.router import router
 from hortator.cli.serve import serve
 from hortator.cli.tenants import tenants
 from hortator.cli.usage import usage
+from hortator.cli.worker import worker
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,5 +25,5 @@ def main() -> None:
     """One endpoint in front of many models."""
 
 
-for command in (serve, check, keys, tenants, models, migrate, usage, router):
+for command in (serve, worker, check, keys, tenants, models, migrate, usage, router):
     main.add_command(command)

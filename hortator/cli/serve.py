@@ -1,6 +1,6 @@
 """`hortator serve`: obtains the embedded model, makes the first key, listens, and stops in order.
 
-Called by `make serve` and by service managers. Prints the two lines that point any OpenAI client here.
+Called by `make serve` and by service managers; `worker.py` uses what both need. Prints the two lines that point any OpenAI client here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _local_model(settings: Settings) -> LocalModel | None:
+def local_model(settings: Settings) -> LocalModel | None:
     """Return the embedded model, its file obtained if need be; one line says why when it cannot be had. None = switched off."""
     chosen = settings.local
     if not chosen.enabled:
@@ -105,13 +105,13 @@ async def _serve(settings: Settings, listening: socket.socket, env_file: Path | 
     # What was found at the start stays the source: a file that disappears is an error then, not an empty configuration.
     app = App(
         settings,
-        local := _local_model(settings),
+        local := local_model(settings),
         read=lambda: load(settings.source, os.environ, env_file=env_file),
         changed=logs.change,
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload.ask)
     server_settings = settings.server
-    _raise_file_limit()
+    raise_file_limit()
     listener = limited(
         max_head_bytes=server_settings.max_header_bytes,
         max_headers=server_settings.max_headers,
@@ -140,14 +140,14 @@ async def _serve(settings: Settings, listening: socket.socket, env_file: Path | 
         gc.set_threshold(20_000, 10, 20)
         server = Server(config, lambda host, port: _announce(settings, local, key, host, port))
         app.clients = lambda: (len(server.server_state.connections), len(server.server_state.tasks))
-        async with _admin(app):
+        async with admin_listener(app):
             await server.serve(sockets=[listening])
     finally:
         await app.drain()
 
 
 @contextlib.asynccontextmanager
-async def _admin(app: App) -> AsyncIterator[None]:
+async def admin_listener(app: App) -> AsyncIterator[None]:
     """Run the admin listener while the public one runs and drains. An address that cannot be had is no reason not to serve."""
     chosen = app.settings.admin
     listening = None
@@ -236,7 +236,7 @@ def _announce_admin(host: str, port: int) -> None:
     click.echo(f"Metrics for operators: http://{f'[{host}]' if ':' in host else host}:{port}/metrics", err=True)
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """Every client costs two descriptors; the usual soft limit of 1,024 is too low."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
