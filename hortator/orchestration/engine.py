@@ -46,6 +46,8 @@ TREES, EXPRESS, BRANCHES = "trees", "express", "branches"
 """Queues: what servers leave to workers, the same of priority high, and what a dead process had begun by itself. The last has no bound:
 what waits there has a parent that holds a place already."""
 POLL_SECONDS = {TREES: 0.15, EXPRESS: 0.15, BRANCHES: 0.5}
+IDLE_POLL_SECONDS = 1.0
+"""Alone, nothing comes by queue but what dead processes leave, and what was queued before workers were done away with."""
 PRIORITIES = {"high": 1, "standard": 2, "low": 3}
 RECOVERIES = 5
 """How often a handler is run again after its process died; then it is taken for what kills them."""
@@ -253,7 +255,7 @@ class DurableEngine:
                 BRANCHES: {},
             }
             for name, bound in bounds.items():
-                poll = POLL_SECONDS[name]
+                poll = POLL_SECONDS[name] if self._role == "worker" else IDLE_POLL_SECONDS
                 library.register_queue(name, polling_interval_sec=poll, on_conflict="always_update", **bound)
 
     async def stop(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import inspect
 import os
 import signal
 import sqlite3
@@ -23,9 +25,10 @@ from alembic.runtime.migration import MigrationContext
 
 from hortator.errors import InvalidRequest, Unavailable, UpstreamRefused
 from hortator.orchestration import engine as engine_module
+from hortator.orchestration import heart
 from hortator.orchestration.engine import DurableEngine, Role
 from hortator.orchestration.ports import Handler
-from hortator.store import Database, migrate
+from hortator.store import Database, migrate, workers
 from hortator.store.tables import metadata
 from tests.databases import database, database_url
 from tests.eventually import eventually
@@ -381,6 +384,279 @@ async def test_a_server_starts_while_the_database_is_down_and_the_engine_follows
         await engine.begin("tree", "t1", tenant_id="acme")
         await eventually(lambda: runs == ["t1"])
     await database.close()
+
+
+# Several processes on one Postgres; one of them may be here. Others are rows, as the library is one per process.
+
+
+async def query(database: Database, statement: str, **values: Any) -> list[Any]:
+    async with database.write() as connection:
+        result = await connection.execute(sqlalchemy.text(statement), values)
+        return list(result.all()) if result.returns_rows else []
+
+
+@pytest.fixture
+async def postgres(postgres_database: str) -> AsyncIterator[Database]:
+    opened = Database(postgres_database)
+    await migrate(opened)
+    yield opened
+    await opened.close()
+
+
+async def leave(postgres: Database, tmp_path: Path, order: list[tuple[str, str, str]]) -> None:
+    """Be a server that leaves trees to workers: (id, tenant, priority) each; it must not run them itself."""
+
+    async def never(id: str) -> None:
+        raise AssertionError("a server with workers runs no tree that nobody waits for")
+
+    async with running(made(postgres, tmp_path, "server"), {"tree": never}) as server:
+        for id, tenant, priority in order:
+            await server.begin("tree", id, tenant_id=tenant, priority=priority)
+            await server.begin("tree", id, tenant_id=tenant, priority=priority)
+        await asyncio.sleep(3 * max(engine_module.POLL_SECONDS.values()))
+        assert server.running == 0
+
+
+async def test_a_server_with_workers_runs_only_what_is_begun_here(postgres: Database, tmp_path: Path) -> None:
+    runs: list[str] = []
+
+    async def tree(id: str) -> None:
+        await engine.begin("task", f"{id}.1", tenant_id="acme")
+        runs.append(id)
+
+    async def task(id: str) -> None:
+        runs.append(id)
+
+    engine = made(postgres, tmp_path, "server")
+    async with running(engine, {"tree": tree, "task": task}):
+        await engine.begin("tree", "later", tenant_id="acme")
+        await engine.begin("tree", "now", tenant_id="acme", here=True)
+        await eventually(lambda: sorted(runs) == ["now", "now.1"])
+    engine = made(postgres, tmp_path, "worker")
+    async with running(engine, {"tree": tree, "task": task}):
+        await eventually(lambda: sorted(runs) == ["later", "later.1", "now", "now.1"])
+
+
+async def test_a_worker_takes_priority_high_first_and_keeps_places_from_a_greedy_tenant(
+    postgres: Database, tmp_path: Path
+) -> None:
+    """R-000-41. Eight slots: one tenant holds six at most, priority high has places of its own."""
+    greedy = [(f"a{n}", "acme", "standard") for n in range(20)]
+    await leave(
+        postgres, tmp_path, [*greedy, ("b0", "beta", "low"), ("b1", "beta", "standard"), ("h", "gamma", "high")]
+    )
+    begun: list[str] = []
+    hold = asyncio.Event()
+
+    async def tree(id: str) -> None:
+        begun.append(id)
+        await hold.wait()
+
+    engine = made(postgres, tmp_path, "worker", slots=8)
+    async with running(engine, {"tree": tree}):
+        await eventually(lambda: "h" in begun and len(begun) == 9)
+        assert begun.index("b1") < begun.index("b0")
+        ours = [id for id in begun if id.startswith("a")]
+        assert len(ours) == 6
+        assert ours == [f"a{n}" for n in range(len(ours))]
+        hold.set()
+        await eventually(lambda: len(begun) == 23)
+
+
+async def test_a_live_process_that_is_taken_for_dead_repeats_no_finished_step(
+    postgres: Database, tmp_path: Path
+) -> None:
+    """Its work is freed while it works: one of the two runs wins, the other ends, and nothing finished runs again."""
+    acts: list[str] = []
+    runs = 0
+    hold, held = asyncio.Event(), asyncio.Event()
+
+    async def tree(id: str) -> None:
+        nonlocal runs
+        runs += 1
+        await engine.step("before", counted(acts, "before"))
+
+        async def wait() -> int:
+            acts.append("during")
+            held.set()
+            await hold.wait()
+            return len(acts)
+
+        acts.append(f"got {await engine.step('during', wait)}")
+        await engine.step("after", counted(acts, "after"))
+
+    engine = made(postgres, tmp_path)
+    async with running(engine, {"tree": tree}):
+        await engine.begin("tree", "t1", tenant_id="acme")
+        await held.wait()
+        library = sys.modules["dbos"]
+        [executor] = [row[0] for row in await query(postgres, "SELECT id FROM engine_workers")]
+        # What another process would do: the public name for what we do by queue.
+        await asyncio.to_thread(library.DBOS._recover_pending_workflows, [executor])
+        await eventually(lambda: runs == 2 and acts.count("during") == 2)
+        hold.set()
+        await eventually(lambda: "after" in acts and not engine.running)
+    counts = Counter(acts)
+    assert (counts["before"], counts["during"], counts["after"]) == (1, 2, 1)
+    assert sum(act.startswith("got") for act in acts) == 1
+
+
+async def test_the_work_of_processes_that_are_silent_or_unknown_is_taken_over(
+    postgres: Database, tmp_path: Path
+) -> None:
+    runs: list[str] = []
+    hold, held = asyncio.Event(), asyncio.Event()
+
+    async def tree(id: str) -> None:
+        runs.append(id)
+        if len(runs) == 2:
+            held.set()
+        await hold.wait()
+
+    engine = made(postgres, tmp_path)
+    async with running(engine, {"tree": tree}):
+        await engine.begin("tree", "silent", tenant_id="acme")
+        await engine.begin("tree", "unknown", tenant_id="acme")
+        await held.wait()
+    # As if two others had begun them and had not come to an end.
+    for id in ("silent", "unknown"):
+        await query(
+            postgres,
+            "UPDATE dbos.workflow_status SET status = 'PENDING', executor_id = :id WHERE workflow_uuid = :workflow",
+            id=id,
+            workflow=f"tree:{id}",
+        )
+    await query(
+        postgres,
+        "INSERT INTO engine_workers VALUES ('silent', 'worker', '1', now(), now() - interval '6 seconds'),"
+        " ('alive', 'worker', '1', now(), now() + interval '60 seconds')",
+    )
+    hold.set()
+    async with running(made(postgres, tmp_path), {"tree": tree}):
+        await eventually(lambda: sorted(runs) == ["silent", "silent", "unknown", "unknown"], 8)
+        assert [row[0] for row in await query(postgres, "SELECT id FROM engine_workers WHERE kind = 'worker'")] == [
+            "alive"
+        ]
+    assert [row[0] for row in await query(postgres, "SELECT id FROM engine_workers")] == ["alive"]
+
+
+async def test_a_process_that_cannot_be_heard_of_stops_and_begins_anew_when_it_can(
+    postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heart, "SILENT_SECONDS", 0.6)
+    monkeypatch.setattr(heart, "BEAT_SECONDS", 0.1)
+    runs: list[str] = []
+    ended: list[str] = []
+
+    async def tree(id: str) -> None:
+        runs.append(id)
+        try:
+            await hold.wait()
+        except asyncio.CancelledError:
+            ended.append(id)
+            raise
+
+    hold = asyncio.Event()
+    beat, silent = workers.beat, True
+
+    async def unheard(database: Database, worker: Any) -> None:
+        if silent:
+            raise Unavailable("down")
+        await beat(database, worker)
+
+    engine = made(postgres, tmp_path)
+    async with running(engine, {"tree": tree}):
+        await engine.begin("tree", "t1", tenant_id="acme")
+        await eventually(lambda: runs == ["t1"])
+        monkeypatch.setattr(workers, "beat", unheard)
+        await eventually(lambda: ended == ["t1"])
+        with pytest.raises(Unavailable):
+            await engine.begin("tree", "t2", tenant_id="acme")
+        silent = False
+        await eventually(lambda: runs == ["t1", "t1"])
+        hold.set()
+
+
+async def test_what_is_said_to_run_here_but_does_not_is_run_again(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that ends with a cancellation of its own making has not ended."""
+    monkeypatch.setattr(engine_module, "TEND_SECONDS", 0.1)
+    runs: list[str] = []
+
+    async def tree(id: str) -> None:
+        runs.append(id)
+        if len(runs) == 1:
+            raise asyncio.CancelledError
+
+    async with running(made(database, tmp_path), {"tree": tree}) as engine:
+        await engine.begin("tree", "t1", tenant_id="acme")
+        await eventually(lambda: runs == ["t1", "t1"])
+
+
+async def test_a_handler_that_takes_its_cancellation_for_an_end_runs_again(database: Database, tmp_path: Path) -> None:
+    runs: list[str] = []
+    hold, held = asyncio.Event(), asyncio.Event()
+
+    async def tree(id: str) -> None:
+        runs.append(id)
+        held.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await hold.wait()
+
+    async with running(made(database, tmp_path), {"tree": tree}) as engine:
+        await engine.begin("tree", "t1", tenant_id="acme")
+        await held.wait()
+    hold.set()
+    async with running(made(database, tmp_path), {"tree": tree}):
+        await eventually(lambda: runs == ["t1", "t1"])
+
+
+async def test_ending_in_good_order_is_not_counted_against_the_work(database: Database, tmp_path: Path) -> None:
+    """A tree may take days, with a release every hour."""
+    runs: list[str] = []
+    hold = asyncio.Event()
+
+    async def tree(id: str) -> None:
+        runs.append(id)
+        await hold.wait()
+
+    for n in range(3):
+        async with running(made(database, tmp_path), {"tree": tree}) as engine:
+            await engine.begin("tree", "t1", tenant_id="acme")
+            await eventually(lambda n=n: len(runs) == n + 1)  # type: ignore[misc]
+            status = await sys.modules["dbos"].DBOS.get_workflow_status_async("tree:t1")
+            assert status.recovery_attempts == 1
+
+
+def test_the_library_has_what_we_use_of_its_inside() -> None:
+    """Not its public interface; the version is pinned, and this says at once what a newer one took away."""
+    library, core = engine_module._library(), importlib.import_module("dbos._dbos")
+    system = importlib.import_module("dbos._sys_db").SystemDatabase
+
+    def parameters(function: Any) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
+    assert parameters(system.get_pending_workflows) == ["self", "executor_id", "app_version"]
+    assert parameters(system.reenqueue_for_recovery) == ["self", "workflow_id", "executor_ids", "recovery_queue_name"]
+    assert issubclass(library.error.DBOSWorkflowConflictIDError, BaseException)
+    assert issubclass(library.error.DBOSWorkflowCancelledError, BaseException)
+    assert not issubclass(library.error.DBOSWorkflowConflictIDError, Exception)
+    assert not issubclass(library.error.DBOSWorkflowCancelledError, Exception)
+    assert parameters(core.DBOS._recover_pending_workflows) == ["executor_ids"]
+    source = inspect.getsource(core.DBOS)
+    for name in (
+        "_background_event_loop",
+        "_shared_executor_field",
+        "_active_workflows_set",
+        "background_thread_stop_events",
+        "_executor_field",
+    ):
+        assert f"self.{name}" in source, name
+    assert "shared.executor is not executor" in source, "how it knows that the loop has its threads"
+    assert "set_main_loop" in dir(importlib.import_module("dbos._event_loop").BackgroundEventLoop)
+    assert "activeList" in dir(importlib.import_module("dbos._core").ActiveWorkflowById)
+    assert "get_internal_queue" in dir(core.DBOSRegistry)
 
 
 # Processes that die.
