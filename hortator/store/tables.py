@@ -442,3 +442,49 @@ engine_workers = Table(
     Column("beat_at", Instant, nullable=False),
 )
 """Processes that run durable handlers on Postgres; of no tenant."""
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("root_id", Uuid(as_uuid=False), ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("tenant_id", Uuid(as_uuid=False), nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("events", Json),
+    Column("next_seq", BigInteger, nullable=False),
+    Column("progress", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Index(None, "tenant_id", "finished_at"),
+)
+"""Goes with its tree, as do its deliveries."""
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", Uuid(as_uuid=False), nullable=False),
+    Column("root_id", Uuid(as_uuid=False), ForeignKey("webhooks.root_id", ondelete="CASCADE"), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("event_type", String(50), nullable=False),
+    Column("url", String(2048), nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_status", Integer),
+    Column("last_error", String(100)),
+    Column("next_at", Instant),
+    Column("created_at", Instant, nullable=False),
+    Column("delivered_at", Instant),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("root_id", "seq"),
+)
+"""The body is kept as bytes: every try sends the same ones, which are signed."""
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("tenant_id", Uuid(as_uuid=False), ForeignKey("tenants.id"), primary_key=True),
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("secret", String(100), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant),
+)
+"""What signs is kept as it is: a hash cannot sign."""

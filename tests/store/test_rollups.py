@@ -155,6 +155,7 @@ async def test_the_migration_adds_up_what_was_there_before_it(database: Database
             "DROP TABLE routing_outcomes",
             *(f"DROP TABLE {name}" for name in ("task_steps", "task_events", "task_files")),
             "DROP TABLE engine_workers",
+            *(f"DROP TABLE {name}" for name in ("webhook_deliveries", "webhooks", "webhook_secrets")),
             "UPDATE alembic_version SET version_num = '0001'",
             *([] if database.is_sqlite else [brin]),
         ]

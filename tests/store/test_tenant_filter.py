@@ -34,6 +34,9 @@ OWNED = {
     "tasks",
     "usage_events",
     "usage_rollups",
+    "webhook_deliveries",
+    "webhook_secrets",
+    "webhooks",
 }
 WITHOUT_TENANT = {
     "find_keys": "asks whose a key is",
@@ -55,6 +58,7 @@ WITHOUT_TENANT = {
     "states": "tasks that somebody shows or waits for, found by their tenant before",
     "cancelled_since": "work for whoever has it to do",
     "forget_trees": "what is too old, whoever's it is",
+    "find_webhook": "work for whoever the engine lets do it",
 }
 SCOPES = (
     ("queries.py", "TenantRows"),
@@ -67,6 +71,7 @@ SCOPES = (
     ("task_steps.py", "StepScope"),
     ("task_files.py", "TaskFileScope"),
     ("tasks.py", "TaskScope"),
+    ("webhooks.py", "WebhookScope"),
 )
 HELPERS = {"__init__", "_where", "_rows", "_seen", "_held"}
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -108,6 +113,7 @@ def test_no_other_file_touches_a_tenants_table() -> None:
         "store/task_steps.py",
         "store/tasks.py",
         "store/usage.py",
+        "store/webhooks.py",
         "store/migrations/versions/0001_first_tables.py",
         "store/migrations/versions/0002_usage_rollups.py",
         "store/migrations/versions/0004_key_rollups.py",
