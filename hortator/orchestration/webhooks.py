@@ -2,7 +2,7 @@
 
 `teams.py` checks a callback with `check` and begins it with `begin`; the engine runs `run`, which follows the log like any other view,
 writes each delivery down before its first try, and goes on where a dead process stopped, at the same try. What the log is, the hub
-knows; what may be called, `providers/guarded.py`. The API asks for `deliveries`, `redeliver` and the secrets.
+knows; what may be called, `providers/guarded.py`. The API asks for a `page` of deliveries, `redeliver` and the secrets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import uuid_utils
 from hortator import __version__
 from hortator.call import Caller, TenantId
 from hortator.errors import Conflict, Gone, HortatorError, NotFound, RateLimited, Unavailable
-from hortator.orchestration.ports import Engine
+from hortator.orchestration.ports import Engine, Handler
 from hortator.settings import Webhooks as Settings
 from hortator.store.audit import Actor
 from hortator.store.database import Database
@@ -139,7 +139,13 @@ class Webhooks:
     async def begin(self, tenant_id: TenantId, root_id: str, url: str, events: Sequence[str] | None) -> None:
         """Have the log of a tree sent, durably. Its root is in the store; a second time does nothing. Raises Unavailable."""
         await self._scope(tenant_id).add(root_id, url, events, _now())
-        await self._engine.begin(KIND, root_id, tenant_id=tenant_id)
+        # Here: it mostly waits, and must not take a place that a tree could work in.
+        await self._engine.begin(KIND, root_id, tenant_id=tenant_id, here=True)
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """For the engine. What it gave up because its process died too often goes on: a call may wait through many restarts."""
+        return {KIND: self.run, f"{KIND}.dead": self.run}
 
     async def run(self, root_id: str) -> None:
         """Send the log of a tree to its end: the engine's handler of `KIND`."""
@@ -233,7 +239,7 @@ class Webhooks:
                 return Result(None, error.code)
         return Result(answered.status, None if 200 <= answered.status < 300 else "upstream_error")
 
-    async def deliveries(self, caller: Caller, task_id: str) -> list[DeliveryObject]:
+    async def page(self, caller: Caller, task_id: str) -> list[DeliveryObject]:
         """What was sent and is to be sent of the tree that a task belongs to, in the order of its log, the first thousand.
 
         Raises NotFound (`task_not_found`), Unavailable.

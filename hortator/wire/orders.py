@@ -18,8 +18,8 @@ from hortator.errors import InvalidRequest
 from hortator.wire import tasks
 from hortator.wire.body import Object, parse_as
 from hortator.wire.chat import Message
-from hortator.wire.events import LEVELS
 from hortator.wire.tasks import Budget, Capability, Name, Pattern, TaskConfig, Tier
+from hortator.wire.webhooks import checked
 
 PREFIX = "hortator/"
 MAX_PATH = 400
@@ -89,7 +89,7 @@ class TaskOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the code is; text for the agents."""
     callback_url: str | None = None
     callback_events: list[str] | None = None
-    """Types of events to send there; progress and ends where it is not said."""
+    """Types of events or kinds of calls to send there, `*` for all; progress and ends where it is not said."""
 
 
 class PatternRequest(Struct, frozen=True, kw_only=True):
@@ -311,10 +311,7 @@ def _url(url: str | None) -> str | None:
 
 
 def _events(types: Sequence[str] | None) -> tuple[str, ...] | None:
-    for at, type in enumerate(types or ()):
-        if type not in LEVELS:
-            param = f"callback_events[{at}]"
-            raise InvalidRequest(f"'{type[:100]}' is no type of event.", code="invalid_value", param=param)
+    checked(types)
     return None if types is None else tuple(dict.fromkeys(types))
 
 

@@ -102,7 +102,7 @@ def checked(events: Sequence[str] | None) -> None:
     for number, name in enumerate(events):
         if name not in _KNOWN:
             where = f"callback_events[{number}]"
-            raise InvalidRequest(f"'{where}' is no type of event.", code="invalid_value", param=where)
+            raise InvalidRequest(f"'{name[:100]}' is no type of event.", code="invalid_value", param=where)
 
 
 def chosen(event: Event, events: Sequence[str] | None) -> bool:

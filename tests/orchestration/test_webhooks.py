@@ -6,8 +6,10 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +18,8 @@ import pytest
 from hortator.call import Caller, KeyHash, TenantId
 from hortator.errors import ConnectFailed, InvalidRequest, NotFound, RateLimited
 from hortator.orchestration import webhooks
-from hortator.orchestration.webhooks import Webhooks
+from hortator.orchestration.webhooks import Client, Webhooks
+from hortator.providers.guarded import Guarded
 from hortator.settings import Webhooks as Settings
 from hortator.store import Database
 from hortator.store.audit import GATEWAY
@@ -29,6 +32,7 @@ from tests.orchestration.receiver import Got, Log, Receiver, add_root
 
 __all__ = ["database", "database_url"]
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "webhooks.md"
 URL = "https://example.com/hook?of=ours"
 AT_ONCE = (0.0,)
 NEVER = (36_000.0,)
@@ -51,6 +55,7 @@ class Room:
         self.caller = Caller(tenant_id=tenant_id, key_hash=KeyHash("1" * 64), key_name="ci")
         self.log = Log()
         self.receiver = Receiver()
+        self.client: Client = self.receiver
         self.engine = MemoryEngine()
         self.scope = WebhookScope(database, tenant_id)
         self.webhooks: Webhooks
@@ -61,12 +66,12 @@ class Room:
             self.database,
             self.engine,
             self.log.follow,
-            self.receiver,
+            self.client,
             Settings(give_up_hours=hours),
             unfinished=unfinished,
             pauses=pauses,
         )
-        await self.engine.start({webhooks.KIND: self.webhooks.run})
+        await self.engine.start(self.webhooks.handlers)
 
     async def begin(self, events: list[str] | None = None, url: str = URL) -> str:
         """Begin the webhook of a new tree."""
@@ -81,7 +86,7 @@ class Room:
 
     async def listed(self, root_id: str) -> list[Any]:
         """Its deliveries as clients see them."""
-        return msgspec.to_builtins(await self.webhooks.deliveries(self.caller, root_id))  # type: ignore[no-any-return]
+        return msgspec.to_builtins(await self.webhooks.page(self.caller, root_id))  # type: ignore[no-any-return]
 
     def seqs(self) -> list[int]:
         """Which events were told of, try by try."""
@@ -173,6 +178,22 @@ async def test_calls_are_signed_by_the_standard_scheme(room: Room) -> None:
     assert not signed(call._replace(body=call.body + b" "), secret)
     assert not signed(call, "whsec_" + base64.b64encode(b"x" * 32).decode())
     assert abs(int(call.headers["webhook-timestamp"]) - datetime.now(UTC).timestamp()) < 60
+
+
+async def test_the_guides_snippet_verifies_a_call(room: Room) -> None:
+    await room.start()
+    root = await room.begin()
+    await room.log.tell(root, "completed")
+    await room.over(root)
+    [call] = room.receiver.calls
+    [snippet] = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    secret = (await room.webhooks.rotate(room.caller, GATEWAY)).secret
+    await room.webhooks.redeliver(room.caller, root, call.headers["webhook-id"])
+    assert names["verified"](secret, room.receiver.calls[1].headers, call.body)
+    assert not names["verified"](secret, call.headers, call.body)
+    assert not names["verified"](secret, {**room.receiver.calls[1].headers, "webhook-timestamp": "1"}, call.body)
 
 
 async def test_after_a_rotation_both_secrets_sign_for_a_day(room: Room) -> None:
@@ -352,9 +373,9 @@ async def test_another_tenants_deliveries_cannot_be_seen(room: Room, stranger: C
             await asked
         return caught.value.code
 
-    assert await refused(room.webhooks.deliveries(stranger, root)) == "task_not_found"
+    assert await refused(room.webhooks.page(stranger, root)) == "task_not_found"
     assert await refused(room.webhooks.redeliver(stranger, root, delivery["id"])) == "task_not_found"
-    assert await refused(room.webhooks.deliveries(room.caller, "nothing\0")) == "task_not_found"
+    assert await refused(room.webhooks.page(room.caller, "nothing\0")) == "task_not_found"
     assert await refused(room.webhooks.redeliver(room.caller, root, "msg_\0")) == "delivery_not_found"
     assert await refused(room.webhooks.redeliver(room.caller, root, "msg_" + "0" * 32)) == "delivery_not_found"
     mine, theirs = await room.webhooks.secret(room.caller), await room.webhooks.secret(stranger)
@@ -373,6 +394,38 @@ async def test_a_slow_receiver_of_one_tenant_takes_a_few_places_only(room: Room)
     for root in roots:
         await room.over(root)
     assert room.receiver.most == webhooks.AT_ONCE_OF_TENANT
+
+
+async def test_calls_go_out_over_http_and_inside_only_where_that_is_allowed(room: Room) -> None:
+    heads: list[bytes] = []
+    bodies: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        length = int(heads[-1].lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        bodies.append(await reader.readexactly(length))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    room.client = Guarded(allow_hosts=[f"127.0.0.1:{port}"])
+    await room.start()
+    for inside in (f"http://127.0.0.1:{port + 1}/", "http://169.254.169.254/", "file:///etc/passwd"):
+        with pytest.raises(InvalidRequest):
+            await room.webhooks.check(room.caller, inside, None)
+    root = await room.begin(url=f"http://127.0.0.1:{port}/hook?a=b")
+    await room.log.tell(root, "completed", result={"summary": "Done."})
+    await room.over(root)
+    server.close()
+    [head], [body] = heads, bodies
+    assert head.startswith(b"POST /hook?a=b HTTP/1.1\r\n")
+    lines = [line.partition(": ") for line in head.decode().split("\r\n")[1:-2]]
+    call = Got("", {name.lower(): value for name, _, value in lines}, body)
+    assert signed(call, (await room.webhooks.secret(room.caller)).secret)
+    [delivery] = await room.listed(root)
+    assert (delivery["status"], delivery["last_status"]) == ("delivered", 204)
 
 
 async def test_a_webhook_begun_twice_is_sent_once(room: Room) -> None:
