@@ -17,9 +17,11 @@ from hortator.api.reading import Receive, Scope, Send
 from hortator.api.responses import ResponsesDoor
 from hortator.api.task_door import Deliveries
 from hortator.api.tasks import TasksDoor
+from hortator.api.team_chat import TeamChat
 from hortator.archive import Archive, Background
 from hortator.batching import PATHS as STORED
 from hortator.gateway import Gateway
+from hortator.orchestration.roles import Roles
 from hortator.orchestration.teams import Teams
 
 Door = Callable[[Scope, Receive, Send, str], Awaitable[None]]
@@ -37,18 +39,20 @@ class Doors:
         background: Background | None,
         stored: Door,
         teams: Teams | None = None,
+        roles: Roles | None = None,
         *,
         root_path: str = "",
         deliveries: Deliveries | None = None,
     ) -> None:
-        """`stored` is the door of files and batches, which all generations share. `teams`: None = orchestration is off.
+        """`stored` is the door of files and batches, which all generations share. `teams`, `roles`: None = orchestration is off.
 
         `root_path` stands before addresses that clients are told; `deliveries`: what was sent to the `callback_url` of tasks.
         """
         self._stored = stored
-        self._openai = OpenAIDoor(gateway, max_body_bytes)
-        self._messages = MessagesDoor(gateway, max_body_bytes)
-        self._responses = ResponsesDoor(gateway, archive, background, max_body_bytes)
+        team = None if teams is None or roles is None else TeamChat(gateway, teams, roles, root_path)
+        self._openai = OpenAIDoor(gateway, max_body_bytes, team)
+        self._messages = MessagesDoor(gateway, max_body_bytes, team)
+        self._responses = ResponsesDoor(gateway, archive, background, max_body_bytes, team)
         self._previews = route.RouteDoor(gateway, max_body_bytes)
         self._harpoon = HarpoonDoor(gateway, sources, max_body_bytes)
         self._working: dict[str, Door] = {}

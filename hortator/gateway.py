@@ -75,7 +75,10 @@ class Gateway:
         self.tracer = tracer
         """What makes traces of calls; None = nothing does."""
         self._total = settings.timeouts.total_ms / 1000
-        self._keep_alive = settings.stream.keep_alive_ms / 1000
+        self.keep_alive = settings.stream.keep_alive_ms / 1000
+        """Seconds of silence after which a stream gets a comment."""
+        self.agents = settings.orchestration.models
+        """The models that stand behind roles."""
         self._repeats = repeats
         data = settings.routing.complexity_data
         waits = settings.stream.status_wait_ms, settings.stream.routed_status_wait_ms
@@ -150,7 +153,7 @@ class Gateway:
             raise
         if call.tracing is not None:
             call.tracing.enter("dispatch")
-        stream = Stream(self._dispatch, call, decision, trace, call.started + self._total, self._keep_alive)
+        stream = Stream(self._dispatch, call, decision, trace, call.started + self._total, self.keep_alive)
         try:
             await stream.open()
         except BaseException as error:

@@ -23,7 +23,7 @@ from hortator.api.reading import HangUp, Receive, Scope, Send, request_id, where
 from hortator.call import Call, Caller, RequestId, Resend
 from hortator.dispatch import Trace
 from hortator.errors import ClientGone, HortatorError, InvalidRequest, MethodNotAllowed
-from hortator.gateway import Gateway, StreamedAnswer, overhead_ms
+from hortator.gateway import Choose, Gateway, StreamedAnswer, overhead_ms
 from hortator.wire.body import Object
 from hortator.wire.chat_stream import OPENING
 
@@ -110,19 +110,23 @@ async def answer(
     trace: Trace,
     manner: Manner = OPENAI,
     seen: Seen | None = None,
+    choose: Choose | None = None,
 ) -> None:
-    """Walk a call and write its answer. `seen` is shown the body, or each piece of a stream (whole events), before it is written."""
+    """Walk a call and write its answer. `seen` is shown the body, or each piece of a stream (whole events), before it is written.
+
+    `choose`: as `Gateway.complete` takes it.
+    """
     if call.wish.tenant_id is not None:
         caller = await gateway.on_behalf(caller, call.wish.tenant_id)
     if gateway.tracer is not None:
         trace.tracing = gateway.tracer.begin(exchange.headers.get(b"traceparent"), exchange.started)
         call = replace(call, tracing=trace.tracing)
     if call.stream:
-        await _stream(gateway, exchange, caller, call, trace, manner, seen)
+        await _stream(gateway, exchange, caller, call, trace, manner, seen, choose)
         return
     with HangUp(trace.hang_up, exchange.direct, exchange.receive):
         try:
-            body = await gateway.complete(caller, call, trace)
+            body = await gateway.complete(caller, call, trace, choose)
         except asyncio.CancelledError as cancelled:
             raise trace.failure(cancelled) from None
     if seen is not None:
@@ -141,11 +145,12 @@ async def _stream(
     trace: Trace,
     manner: Manner,
     seen: Seen | None,
+    choose: Choose | None,
 ) -> None:
     """Write a streamed answer; a failure after the status line becomes an error event, and no good end follows it."""
     with HangUp(trace.hang_up, exchange.direct, exchange.receive):
         try:
-            streamed = await gateway.stream(caller, call, trace)
+            streamed = await gateway.stream(caller, call, trace, choose)
         except asyncio.CancelledError as cancelled:
             raise trace.failure(cancelled) from None
         failure: HortatorError | None = None

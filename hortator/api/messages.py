@@ -20,6 +20,7 @@ import msgspec
 from hortator.api import problem
 from hortator.api.inference import Exchange, Manner, allow, answer, may, resend, respond, serve
 from hortator.api.reading import HangUp, Receive, Scope, Send, bearer, expect_json, read_body
+from hortator.api.team_chat import TeamChat
 from hortator.api.wishes import take_wish
 from hortator.call import Call, Caller, ModelId, RequestId
 from hortator.dispatch import Trace
@@ -75,8 +76,10 @@ class MessagesDoor:
     """`POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` and `GET /v1/models/{id}`. Queries are ignored but
     for the pages of the list."""
 
-    def __init__(self, gateway: Gateway, max_body_bytes: int) -> None:
+    def __init__(self, gateway: Gateway, max_body_bytes: int, team: TeamChat | None = None) -> None:
+        """`team` answers for roles and patterns; None = there are none."""
         self._gateway = gateway
+        self._team = team
         self._max_body_bytes = max_body_bytes
 
     def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> Awaitable[None]:
@@ -89,7 +92,10 @@ class MessagesDoor:
         allow(exchange, "POST")
         caller, body = await self._read(exchange)
         call = self._call(exchange, messages.parse(body))
-        await answer(self._gateway, exchange, caller, call, trace, ANTHROPIC)
+        if self._team is not None and self._team.takes(call.model):
+            await self._team.answer(exchange, caller, call, trace, ANTHROPIC)
+        else:
+            await answer(self._gateway, exchange, caller, call, trace, ANTHROPIC)
 
     async def _other(self, path: str, exchange: Exchange, trace: Trace) -> None:
         if path == "/v1/messages/count_tokens":
@@ -106,6 +112,9 @@ class MessagesDoor:
         allow(exchange, "POST")
         caller, body = await self._read(exchange)
         call = self._call(exchange, messages.parse_count(body))
+        if self._team is not None and self._team.takes(call.model):
+            await self._tell(exchange, {"input_tokens": messages.estimate_tokens(call.body)})
+            return
         with HangUp(trace.hang_up, exchange.direct, exchange.receive):
             try:
                 count = await self._gateway.count_tokens(caller, call)
@@ -117,13 +126,15 @@ class MessagesDoor:
         """List the models the key may use, or describe one, as Anthropic does."""
         allow(exchange, "GET", "HEAD")
         caller = await self._gateway.admit(_token(exchange.headers))
-        catalogue = self._gateway.catalogue()
-        entries = catalogue.visible(caller.allowed_models)
+        entries = self._gateway.catalogue().visible(caller.allowed_models)
         if not wanted:
-            await self._tell(exchange, _page([_shown(entry) for entry in entries], exchange.query))
+            team = [] if self._team is None else self._team.visible(caller.allowed_models)
+            await self._tell(exchange, _page([_shown(entry) for entry in [*entries, *team]], exchange.query))
             return
-        meant = _meant(wanted, catalogue)
+        meant = self._meant(wanted)
         found = next((entry for entry in entries if entry.id == meant), None)
+        if found is None and self._team is not None:
+            found = self._team.entry(meant, caller.allowed_models)
         if found is None:
             raise NotFound(f"The model '{wanted[:200]}' does not exist.", code="model_not_found", param="model")
         await self._tell(exchange, _shown(found) | {"id": wanted})
@@ -140,7 +151,7 @@ class MessagesDoor:
         return Call(
             id=exchange.id,
             operation="messages",
-            model=ModelId(_meant(parsed.model, self._gateway.catalogue())),
+            model=ModelId(self._meant(parsed.model)),
             body=parsed.body,
             stream=parsed.stream,
             wants_usage=parsed.wants_usage,
@@ -152,6 +163,13 @@ class MessagesDoor:
             resend=resend(headers, parsed.body),
             fallback=may(parsed.body, "hortator_fallback"),
         )
+
+    def _meant(self, model: str) -> str:
+        """Return the id that a client means: also of a role or pattern by its alias."""
+        for prefix in (ALIAS, _OWN):
+            if self._team is not None and model.startswith(prefix) and self._team.takes(model[len(prefix) :]):
+                return model[len(prefix) :]
+        return _meant(model, self._gateway.catalogue())
 
     async def _tell(self, exchange: Exchange, document: Any) -> None:
         headers = [problem.JSON, (b"x-request-id", exchange.id.encode()), (b"request-id", exchange.id.encode())]

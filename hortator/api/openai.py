@@ -16,6 +16,7 @@ import msgspec
 from hortator.api import problem
 from hortator.api.inference import OPENAI, Exchange, allow, answer, may, resend, respond, serve
 from hortator.api.reading import Receive, Scope, Send, bearer, expect_json, read_body
+from hortator.api.team_chat import TeamChat
 from hortator.api.wishes import take_wish
 from hortator.call import Call, ModelId
 from hortator.dispatch import Trace
@@ -44,8 +45,10 @@ _VERBOSITIES = frozenset((b"default", b"verbose", b"full"))
 class OpenAIDoor:
     """Chat completions, completions, embeddings, moderations and models; everything else under `/v1` is unknown here."""
 
-    def __init__(self, gateway: Gateway, max_body_bytes: int) -> None:
+    def __init__(self, gateway: Gateway, max_body_bytes: int, team: TeamChat | None = None) -> None:
+        """`team` answers for roles and patterns; None = there are none."""
         self._gateway = gateway
+        self._team = team
         self._max_body_bytes = max_body_bytes
 
     def __call__(self, scope: Scope, receive: Receive, send: Send, path: str) -> Awaitable[None]:
@@ -83,7 +86,14 @@ class OpenAIDoor:
             resend=resend(headers, parsed.body),
             fallback=may(parsed.body, "hortator_fallback"),
         )
-        await answer(self._gateway, exchange, caller, call, trace)
+        if self._team is None or not self._team.takes(call.model):
+            await answer(self._gateway, exchange, caller, call, trace)
+        elif dialect == "chat":
+            await self._team.answer(exchange, caller, call, trace, OPENAI)
+        else:
+            raise InvalidRequest(
+                f"The model '{call.model[:200]}' answers chats only.", code="unsupported_by_model", param="model"
+            )
 
     async def _other(self, path: str, exchange: Exchange, _: Trace) -> None:
         if path == "/v1/models" or path.startswith("/v1/models/"):
@@ -98,13 +108,17 @@ class OpenAIDoor:
         """List the models the key may use, or describe one."""
         allow(exchange, "GET", "HEAD")
         caller = await self._gateway.admit(bearer(exchange.headers))
-        entries = self._gateway.catalogue().visible(caller.allowed_models)
+        allowed = caller.allowed_models
+        entries = self._gateway.catalogue().visible(allowed)
         document: Any
         if wanted:
             document = next((entry for entry in entries if entry.id == wanted), None)
+            if document is None and self._team is not None:
+                document = self._team.entry(wanted, allowed)
             if document is None:
                 raise NotFound(f"The model '{wanted[:200]}' does not exist.", code="model_not_found", param="model")
         else:
-            document = {"object": "list", "data": list(entries)}
+            team = [] if self._team is None else self._team.visible(allowed)
+            document = {"object": "list", "data": [*entries, *team]}
         headers = [problem.JSON, (b"x-request-id", exchange.id.encode())]
         await respond(exchange, 200, headers, msgspec.json.encode(document))

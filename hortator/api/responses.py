@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from hortator.api import problem
 from hortator.api.inference import EVENT_STREAM, Exchange, Manner, Seen, allow, answer, may, resend, respond, serve
 from hortator.api.reading import HangUp, Receive, Scope, Send, bearer, expect_json, read_body
+from hortator.api.team_chat import TeamChat
 from hortator.api.wishes import take_wish
 from hortator.archive import Archive, Background
 from hortator.call import Call, Caller, ModelId, RequestId, Wish
@@ -57,10 +58,16 @@ class ResponsesDoor:
     """Create, read, delete and cancel responses; list what went in; estimate how many tokens that is."""
 
     def __init__(
-        self, gateway: Gateway, archive: Archive | None, background: Background | None, max_body_bytes: int
+        self,
+        gateway: Gateway,
+        archive: Archive | None,
+        background: Background | None,
+        max_body_bytes: int,
+        team: TeamChat | None = None,
     ) -> None:
-        """Without an archive nothing is kept, and there is nothing to find."""
+        """Without an archive nothing is kept, and there is nothing to find. `team` answers for roles and patterns; None = there are none."""
         self._gateway = gateway
+        self._team = team
         self._archive = archive
         self._background = background
         self._max_body_bytes = max_body_bytes
@@ -102,7 +109,11 @@ class ResponsesDoor:
         if wish.tenant_id is not None:
             caller = await self._gateway.on_behalf(caller, wish.tenant_id)
             wish = replace(wish, tenant_id=None)
+        team = self._team if self._team is not None and self._team.takes(parsed.model) else None
         if parsed.body.get("background") == _TRUE:
+            if team is not None:
+                said = "background is not served for this model; order the work at POST /api/v1/tasks."
+                raise InvalidRequest(said, code="unsupported_parameter", param="background")
             _write_down(exchange, wish, as_sent)
             await self._begin(exchange, trace, caller, parsed._replace(body=as_sent), now)
             return
@@ -121,7 +132,10 @@ class ResponsesDoor:
             resend=resend(headers, parsed.body),
             fallback=may(parsed.body, "hortator_fallback"),
         )
-        await answer(self._gateway, exchange, caller, call, trace, MANNER, seen)
+        if team is None:
+            await answer(self._gateway, exchange, caller, call, trace, MANNER, seen)
+        else:
+            await team.answer(exchange, caller, call, trace, MANNER, seen)
 
     async def _prepare(self, caller: Caller, body: Object, now: float) -> Seen | None:
         """Put the history into a request's input; return who keeps its answer, None when nobody does."""
