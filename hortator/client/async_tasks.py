@@ -98,6 +98,11 @@ class AsyncTask(TaskBase):
             if not follow.ended:
                 await asyncio.sleep(follow.pause(error))
 
+    async def events(self, level: Level = "full", after: int = 0, limit: int = 1000) -> list[TaskEvent]:
+        """Return events of the tree that have happened, at most `limit`, those behind `after`. Raises HortatorError."""
+        asked = get(task_path(self.id, "events"), level=level, after=after, limit=limit, stream="false")
+        return [TaskEvent(each) for each in listed(await self._transport.fetch(asked))]
+
     async def cancel(self) -> AsyncTask:
         """Cancel it and all below it; one that has ended stays as it is. Raises HortatorError."""
         self._data = task_data(await self._transport.fetch(cancel(self.id)))

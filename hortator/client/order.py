@@ -15,12 +15,11 @@ import msgspec
 
 from hortator.client.record import plain
 from hortator.client.request import Request
-from hortator.wire.tasks import TaskConfig
+from hortator.wire.tasks import Budget, Capability, TaskConfig, Tier
 
 FileLike = str | Path | IO[bytes] | IO[str] | tuple[str, bytes | str]
 """A path, an open file, or a name and content."""
 TASKS = "/api/v1/tasks"
-MAX_FILES = 1000
 
 
 class OrderFields(TypedDict, total=False):
@@ -29,6 +28,7 @@ class OrderFields(TypedDict, total=False):
     messages: Sequence[Any]
     """Chat messages, instead of a prompt."""
     description: str
+    task: str
     model: str
     role: str
     repository: str
@@ -36,6 +36,9 @@ class OrderFields(TypedDict, total=False):
     callback_events: Sequence[str]
     timeout: str | int
     """Of the task: seconds, or such as `10m`."""
+    budget: Budget | Mapping[str, Any]
+    tier: Tier
+    capabilities: Sequence[Capability]
     hortator_config: Mapping[str, Any]
     """Parameters of the domain."""
 
@@ -73,8 +76,6 @@ def order_request(
         body["messages"] = [plain(each) for each in body["messages"]]
     if config is not None:
         body["config"] = msgspec.to_builtins(config)
-    if len(files) > MAX_FILES:
-        raise ValueError(f"an order may have {MAX_FILES} files at most, not {len(files)}")
     encoded = msgspec.json.encode(body)
     kind = "application/json"
     if files:
@@ -86,13 +87,13 @@ def order_request(
 
 
 def form(boundary: str, order: bytes, files: Sequence[tuple[str, bytes]]) -> bytes:
-    """Return a form of a part `task` and parts `files` (RFC 7578; names as browsers write them)."""
+    """Return a form of a part `task` and parts `files` (RFC 7578)."""
     pieces = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="task"\r\nContent-Type: application/json\r\n\r\n'.encode(),
         order,
     ]
     for name, content in files:
-        quoted = name.replace("\r", "%0D").replace("\n", "%0A").replace('"', "%22")
+        quoted = name.replace("\r", "%0D").replace("\n", "%0A").replace("\\", "\\\\").replace('"', '\\"')
         head = f'Content-Disposition: form-data; name="files"; filename="{quoted}"\r\nContent-Type: application/octet-stream'
         pieces += [f"\r\n--{boundary}\r\n{head}\r\n\r\n".encode(), content]
     pieces.append(f"\r\n--{boundary}--\r\n".encode())

@@ -96,6 +96,11 @@ class Task(TaskBase):
             if not follow.ended:
                 time.sleep(follow.pause(error))
 
+    def events(self, level: Level = "full", after: int = 0, limit: int = 1000) -> list[TaskEvent]:
+        """Return events of the tree that have happened, at most `limit`, those behind `after`. Raises HortatorError."""
+        asked = get(task_path(self.id, "events"), level=level, after=after, limit=limit, stream="false")
+        return [TaskEvent(each) for each in listed(self._transport.fetch(asked))]
+
     def cancel(self) -> Task:
         """Cancel it and all below it; one that has ended stays as it is. Raises HortatorError."""
         self._data = task_data(self._transport.fetch(cancel(self.id)))

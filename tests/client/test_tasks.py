@@ -99,7 +99,7 @@ def test_an_order_of_files(fake: Fake, client: Any, tmp_path: Path, monkeypatch:
             "budget": {"max_cost_usd": "0.5"},
         },
     }
-    source = 'filename="src/häuser %222%22.py"'.encode()
+    source = 'filename="src/häuser \\"2\\".py"'.encode()
     assert asked.body.count(source) == 2
     assert 'filename="名前.txt"'.encode() in asked.body
     contents = [part.get_payload(decode=True) for part in parts[1:]]
@@ -221,6 +221,13 @@ def test_leaving_a_stream_hangs_up(fake: Fake, task: Any) -> None:
     assert next(events).seq == 1
     events.close()
     assert fake.hung_up.wait(20)
+
+
+def test_events_that_have_happened_are_listed(fake: Fake, task: Any) -> None:
+    said = [{"seq": seq, "task_id": "t1", "type": "progress", "timestamp": "x"} for seq in (4, 5)]
+    fake.on(f"{ONE}/events", reply({"object": "list", "data": said, "has_more": False}))
+    assert [each.seq for each in task.events(after=3)] == [4, 5]
+    assert fake.asked[0].query == {"level": "full", "after": "3", "limit": "1000", "stream": "false"}
 
 
 def test_waiting_asks_until_the_end(fake: Fake, task: Any) -> None:
