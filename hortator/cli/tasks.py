@@ -17,7 +17,7 @@ from hortator.cli import live
 from hortator.cli.picture import clean, logged, visible
 from hortator.cli.reach import Where, reached, reaching
 from hortator.cli.run import print_answer
-from hortator.client import HortatorClient, HortatorError, Node, Record, Task, TaskData, TaskEvent
+from hortator.client import HortatorClient, HortatorError, Node, Record, Task, TaskData
 from hortator.wire.events import Level
 from hortator.wire.tasks import Phase
 
@@ -131,17 +131,8 @@ def logs(client: HortatorClient, id: str, level: Level, after: int, follow: bool
     """Print a task's events, one a line."""
     task = client.tasks.get(id)
 
-    def say(event: TaskEvent) -> None:
+    for event in task.stream(level, after) if follow else task.events(level, after):
         click.echo(json.dumps(event.to_dict(), ensure_ascii=False) if output == "json" else logged(event))
-
-    if follow:
-        for event in task.stream(level=level, after=after):
-            say(event)
-        return
-    while page := task.events(level=level, after=after):
-        for event in page:
-            say(event)
-        after = page[-1].seq
 
 
 @tasks.command()

@@ -22,6 +22,9 @@ PATIENCE = 120.0
 """Seconds of failed attempts in a row after which a broken stream is given up."""
 IDLE_SECONDS = 60.0
 """Seconds without a byte after which the connection is taken for dead; the server sends comments more often."""
+NOTHING_TO_COME = 204
+"""The reply's status where the tree has ended and everything was taken."""
+PAGE = 1000
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 PHASES = {
     "completed": "Completed",
@@ -109,6 +112,18 @@ class Follow:
         wait = max(delay * (0.75 + random.random() / 2), (error.retry_after if error else None) or 0.0)
         self._failing += wait
         return wait
+
+
+def so_far(task_id: str, level: Level, after: int) -> Request:
+    """Ask for a page of what has happened."""
+    return get(f"{TASKS}/{segment(task_id)}/events", level=level, after=after, limit=PAGE, stream="false")
+
+
+def past(page: Mapping[str, Any], after: int) -> tuple[list[TaskEvent], int, bool]:
+    """Return a page's events, where the next one begins, and whether there is one."""
+    events = [TaskEvent(each) for each in page.get("data", ())]
+    last = page.get("last_seq") or max((event.seq for event in events), default=after)
+    return events, last, bool(page.get("has_more")) and last > after
 
 
 def seen(known: Mapping[str, Any], event: TaskEvent) -> dict[str, Any]:

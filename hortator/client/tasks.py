@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 from hortator.client.connection import Transport
 from hortator.client.errors import HortatorError, HortatorTimeout
-from hortator.client.events import Follow, TaskEvent
+from hortator.client.events import NOTHING_TO_COME, Follow, TaskEvent, past, so_far
 from hortator.client.order import FileLike, OrderFields, order_request
 from hortator.client.record import Record, read_object
 from hortator.client.request import Tries, get
@@ -87,6 +87,8 @@ class Task(TaskBase):
             error = None
             try:
                 with self._transport.once(follow.request()) as reply:
+                    if reply.status == NOTHING_TO_COME:
+                        return
                     for piece in reply:
                         for event in follow.feed(piece):
                             self._heard(event)
@@ -96,10 +98,12 @@ class Task(TaskBase):
             if not follow.ended:
                 time.sleep(follow.pause(error))
 
-    def events(self, level: Level = "full", after: int = 0, limit: int = 1000) -> list[TaskEvent]:
-        """Return events of the tree that have happened, at most `limit`, those behind `after`. Raises HortatorError."""
-        asked = get(task_path(self.id, "events"), level=level, after=after, limit=limit, stream="false")
-        return [TaskEvent(each) for each in listed(self._transport.fetch(asked))]
+    def events(self, level: Level = "full", after: int = 0) -> Iterator[TaskEvent]:
+        """Give the tree's events that have happened, those behind `after`. Raises HortatorError."""
+        more = True
+        while more:
+            page, after, more = past(read_object(self._transport.fetch(so_far(self.id, level, after))), after)
+            yield from page
 
     def cancel(self) -> Task:
         """Cancel it and all below it; one that has ended stays as it is. Raises HortatorError."""

@@ -215,9 +215,7 @@ def test_tasks_logs_result_and_files(fake: Fake, tmp_path: Path) -> None:
     fake.on(
         f"{ONE}/events",
         lambda asked: (
-            story()
-            if asked.query.get("stream") != "false"
-            else reply({"data": page if asked.query["after"] == "0" else []})
+            story() if asked.query.get("stream") != "false" else reply({"data": page, "last_seq": 1, "has_more": False})
         ),
     )
     assert hortator(fake, "tasks", "logs", "t1").stdout == "T    1 progress: Half.\n"

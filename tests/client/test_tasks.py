@@ -223,11 +223,23 @@ def test_leaving_a_stream_hangs_up(fake: Fake, task: Any) -> None:
     assert fake.hung_up.wait(20)
 
 
-def test_events_that_have_happened_are_listed(fake: Fake, task: Any) -> None:
-    said = [{"seq": seq, "task_id": "t1", "type": "progress", "timestamp": "x"} for seq in (4, 5)]
-    fake.on(f"{ONE}/events", reply({"object": "list", "data": said, "has_more": False}))
-    assert [each.seq for each in task.events(after=3)] == [4, 5]
-    assert fake.asked[0].query == {"level": "full", "after": "3", "limit": "1000", "stream": "false"}
+def test_events_that_have_happened_are_given_page_by_page(fake: Fake, task: Any) -> None:
+    """A page may be empty: what the level hides counts too."""
+
+    def page(*seqs: int, last: int, more: bool) -> list[bytes]:
+        said = [{"seq": seq, "task_id": "t1", "type": "progress", "timestamp": "x"} for seq in seqs]
+        return reply({"object": "list", "data": said, "last_seq": last, "has_more": more})
+
+    fake.on(f"{ONE}/events", page(4, 5, last=5, more=True), page(last=9, more=True), page(10, last=12, more=False))
+    assert [each.seq for each in task.events(level="verbose", after=3)] == [4, 5, 10]
+    assert fake.asked[0].query == {"level": "verbose", "after": "3", "limit": "1000", "stream": "false"}
+    assert [asked.query["after"] for asked in fake.asked] == ["3", "5", "9"]
+
+
+def test_a_stream_behind_the_last_event_is_empty(fake: Fake, task: Any) -> None:
+    fake.on(f"{ONE}/events", [b"HTTP/1.1 204 No Content\r\n\r\n"])
+    assert list(task.stream(after=12)) == []
+    assert len(fake.asked) == 1
 
 
 def test_waiting_asks_until_the_end(fake: Fake, task: Any) -> None:
