@@ -22,6 +22,7 @@ from hortator.api.admin import AdminDoor
 from hortator.api.harpoon import ProviderState, Sources
 from hortator.api.reading import Receive, Scope, Send, naming
 from hortator.api.responses import walk
+from hortator.api.task_events import Views
 from hortator.archive import Archive, Background
 from hortator.batching import Batching
 from hortator.call import Caller
@@ -112,6 +113,7 @@ class App:
         self._archive = archive(settings, self.database)
         self._background = None if self._archive is None else self._in_background(self._archive)
         self._batching = Batching(settings, self.database, self._identity, lambda: self._rooms.gateway)
+        self._views = Views()
         self._tasks: list[asyncio.Task[None]] = []
         self.reload = Reload(settings, read, self._change)
         self._changed = changed
@@ -138,6 +140,10 @@ class App:
         self._tasks.append(asyncio.create_task(self._retention.run(), name="retention"))
         if not self._migrated:
             self._tasks.append(asyncio.create_task(self._migrate_later(), name="migrate"))
+
+    def stopping(self) -> None:
+        """End what only waits for something to happen, as the server stops: no client needs it to end here."""
+        self._views.close()
 
     async def drain(self) -> None:
         """End everything, the ledger last: what it holds is written down first."""
@@ -197,6 +203,7 @@ class App:
             self._background,
             self._batching.door,
             root_path=self._root_path,
+            views=self._views,
         )
         self._health = asyncio.create_task(rooms.health.run(), name="health")
 

@@ -16,6 +16,7 @@ from hortator.api.orchestrations import OrchestrationsDoor
 from hortator.api.reading import Receive, Scope, Send
 from hortator.api.responses import ResponsesDoor
 from hortator.api.task_door import Deliveries
+from hortator.api.task_events import Views
 from hortator.api.tasks import TasksDoor
 from hortator.api.team_chat import TeamChat
 from hortator.archive import Archive, Background
@@ -43,10 +44,12 @@ class Doors:
         *,
         root_path: str = "",
         deliveries: Deliveries | None = None,
+        views: Views | None = None,
     ) -> None:
         """`stored` is the door of files and batches, which all generations share. `teams`, `roles`: None = orchestration is off.
 
-        `root_path` stands before addresses that clients are told; `deliveries`: what was sent to the `callback_url` of tasks.
+        `root_path` stands before addresses that clients are told; `deliveries`: what was sent to the `callback_url` of tasks;
+        `views`: where requests that wait for tasks are counted.
         """
         self._stored = stored
         team = None if teams is None or roles is None else TeamChat(gateway, teams, roles, root_path)
@@ -59,7 +62,9 @@ class Doors:
         """Doors of what teams of agents work on, by path."""
         if teams is not None:
             self._working = {
-                kind.path: kind(gateway.admit, teams, max_body_bytes, root_path=root_path, deliveries=deliveries)
+                kind.path: kind(
+                    gateway.admit, teams, max_body_bytes, root_path=root_path, deliveries=deliveries, views=views
+                )
                 for kind in (TasksDoor, OrchestrationsDoor)
             }
 

@@ -349,13 +349,19 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, started: Callable[[str, int], None], *, handle_signals: bool = True
+        self,
+        config: uvicorn.Config,
+        started: Callable[[str, int], None],
+        *,
+        stopping: Callable[[], None] | None = None,
+        handle_signals: bool = True,
     ) -> None:
-        """`started` is called with the address (host, port) once requests are accepted. Only one server of a process may
-        handle its signals; the others end when `should_exit` is set.
+        """`started` is called with the address (host, port) once requests are accepted, `stopping` before streams are waited for.
+        Only one server of a process may handle its signals; the others end when `should_exit` is set.
         """
         super().__init__(config)
         self._started = started
+        self._stopping = stopping
         self._handle_signals = handle_signals
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -367,6 +373,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let streams end up to the limit, cancel the rest and let them say so."""
+        if self._stopping is not None:
+            self._stopping()
         await super().shutdown(sockets)
         tasks = list(self.server_state.tasks)
         if tasks:

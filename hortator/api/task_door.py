@@ -22,6 +22,7 @@ from hortator.api.multipart import Form
 from hortator.api.objects import Admit, page
 from hortator.api.query import Query, number, only, read_query
 from hortator.api.reading import HangUp, Receive, Scope, Send, bearer, expect_json, read_body
+from hortator.api.task_events import Views
 from hortator.call import Caller
 from hortator.dispatch import Trace
 from hortator.errors import Conflict, InvalidRequest, NotFound, TooLarge
@@ -70,13 +71,18 @@ class TaskDoor(ABC):
         *,
         root_path: str = "",
         deliveries: Deliveries | None = None,
+        views: Views | None = None,
     ) -> None:
-        """`root_path` stands before the path in addresses that clients are told. Without `deliveries` there are none."""
+        """`root_path` stands before the path in addresses that clients are told. Without `deliveries` there are none.
+
+        `views`: where requests that wait are counted.
+        """
         self._admit = admit
         self._teams = teams
         self._max_body_bytes = max_body_bytes
         self._root_path = root_path
         self._deliveries = deliveries
+        self._views = Views() if views is None else views
         self._reads: dict[str, Callable[[Exchange, Caller, Trace, str], Awaitable[None]]] = {
             "children": self._children,
             "tree": self._tree,
@@ -211,7 +217,7 @@ class TaskDoor(ABC):
         task = await self.find(caller, id)
         if not seconds or task.status in TERMINAL or exchange.method == "HEAD":
             return task
-        with HangUp(trace.hang_up, exchange.direct, exchange.receive):
+        with self._views.opened(), HangUp(trace.hang_up, exchange.direct, exchange.receive):
             try:
                 return await self._teams.finished(caller, id, seconds)
             except asyncio.CancelledError as cancelled:
@@ -269,7 +275,7 @@ class TaskDoor(ABC):
         asked = task_events.read(exchange)
         task = await self.find(caller, id)
         if asked.stream:
-            await task_events.stream(exchange, trace, self._teams, caller, task.id, asked)
+            await task_events.stream(exchange, trace, self._teams, caller, task.id, asked, self._views)
         else:
             await _reply(exchange, await task_events.listed(self._teams, caller, task.id, asked))
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, get_args
 
 from msgspec import Raw
@@ -20,6 +21,7 @@ from hortator.api.query import number, only, read_query
 from hortator.api.reading import HangUp, where
 from hortator.call import Caller
 from hortator.dispatch import Trace
+from hortator.dispatch.trace import draining
 from hortator.errors import HortatorError, InvalidRequest
 from hortator.orchestration.teams import Teams
 from hortator.wire.chat_stream import KEEP_ALIVE, OPENING
@@ -46,6 +48,37 @@ class AskedEvents(NamedTuple):
     stream: bool
     limit: int
     """Of a list."""
+
+
+class Views:
+    """The requests that wait for something to happen in a tree. A server that stops ends them first: they can be made again elsewhere."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """End all, and those to come."""
+        self._closed = True
+        for task in self._waiting:
+            task.cancel()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Count the running request among them while it waits. Raises Unavailable (`draining`)."""
+        task = asyncio.current_task()
+        if self._closed or task is None:
+            raise draining()
+        self._waiting.add(task)
+        try:
+            yield
+        finally:
+            self._waiting.discard(task)
 
 
 class _Stalled(Exception):
@@ -89,7 +122,9 @@ async def listed(teams: Teams, caller: Caller, id: str, asked: AskedEvents) -> d
     }
 
 
-async def stream(exchange: Exchange, trace: Trace, teams: Teams, caller: Caller, id: str, asked: AskedEvents) -> None:
+async def stream(
+    exchange: Exchange, trace: Trace, teams: Teams, caller: Caller, id: str, asked: AskedEvents, views: Views
+) -> None:
     """Write the log behind `after`, then what comes, until the tree's end; 204 where there is nothing to come.
 
     A browser that is told 204 does not ask again. Raises HortatorError before the head; later it is an event `error`.
@@ -99,7 +134,7 @@ async def stream(exchange: Exchange, trace: Trace, teams: Teams, caller: Caller,
         return
     view = teams.follow(caller, id, asked.after)
     page = _View(exchange, asked.level)
-    with HangUp(trace.hang_up, exchange.direct, exchange.receive):
+    with views.opened(), HangUp(trace.hang_up, exchange.direct, exchange.receive):
         first = asyncio.ensure_future(anext(view, None))
         try:
             await asyncio.wait({first}, timeout=HEAD_SECONDS)

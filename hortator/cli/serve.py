@@ -138,7 +138,7 @@ async def _serve(settings: Settings, listening: socket.socket, env_file: Path | 
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 10, 20)
-        server = Server(config, lambda host, port: _announce(settings, local, key, host, port))
+        server = Server(config, lambda host, port: _announce(settings, local, key, host, port), stopping=app.stopping)
         app.clients = lambda: (len(server.server_state.connections), len(server.server_state.tasks))
         async with admin_listener(app):
             await server.serve(sockets=[listening])

@@ -17,6 +17,7 @@ import pytest
 from hortator.api import task_events
 from hortator.api.orchestrations import OrchestrationsDoor
 from hortator.api.task_door import TaskDoor
+from hortator.api.task_events import Views
 from hortator.api.tasks import TasksDoor
 from hortator.call import Caller, KeyHash, TenantId
 from hortator.errors import NotFound, Unauthenticated
@@ -57,6 +58,7 @@ class House(NamedTuple):
     teams: FakeTeams
     client: httpx2.AsyncClient
     app: Callable[..., Awaitable[None]]
+    views: Views
 
     async def ok(self, method: str, path: str, body: Any = None, status: int = 200, **headers: str) -> Any:
         reply = await self.client.request(method, path, json=body, headers=headers)
@@ -71,9 +73,9 @@ class House(NamedTuple):
 
 @pytest.fixture
 async def house() -> AsyncIterator[House]:
-    teams = FakeTeams()
+    teams, views = FakeTeams(), Views()
     kinds: tuple[type[TaskDoor], ...] = (TasksDoor, OrchestrationsDoor)
-    doors = {kind.path: kind(admit, teams, 100_000, root_path=PREFIX, deliveries=Sent()) for kind in kinds}
+    doors = {kind.path: kind(admit, teams, 100_000, root_path=PREFIX, deliveries=Sent(), views=views) for kind in kinds}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         [door] = [door for path, door in doors.items() if scope["path"].startswith(path)]
@@ -82,7 +84,7 @@ async def house() -> AsyncIterator[House]:
     transport = httpx2.ASGITransport(app)
     authorization = {"authorization": "Bearer ours"}
     async with httpx2.AsyncClient(transport=transport, base_url="http://test", headers=authorization) as client:
-        yield House(teams, client, app)
+        yield House(teams, client, app, views)
 
 
 class Stream:
@@ -95,7 +97,6 @@ class Stream:
         self.ended = False
         self.reading = asyncio.Event()
         self.reading.set()
-        self.work: asyncio.Future[None] | None = None
         self._gone = asyncio.Event()
         self._first = True
 
@@ -134,7 +135,7 @@ async def streamed(house: House, path: str, query: str = "", **headers: str) -> 
         "query_string": query.encode(),
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()],
     }
-    work = stream.work = asyncio.ensure_future(house.app(scope, stream.receive, stream.send))
+    work = asyncio.ensure_future(house.app(scope, stream.receive, stream.send))
     try:
         yield stream
     finally:
@@ -482,9 +483,11 @@ async def test_a_server_that_stops_says_so_and_the_client_resumes(house: House) 
     await house.teams.tell(id, "progress")
     async with streamed(house, f"{TASKS}/{id}/events") as stream:
         await eventually(lambda: stream.seqs == [1])
-        assert stream.work is not None
-        stream.work.cancel()
+        waiting = asyncio.create_task(house.refused("GET", f"{TASKS}/{id}?wait=60"))
+        await eventually(lambda: house.views.open == 2)
+        house.views.close()
         await eventually(lambda: stream.ended)
+        assert (await waiting)[:2] == (503, "draining")
     name, data = stream.blocks[-1].split("\n")
     assert (name, json.loads(data[6:])["error"]["code"]) == ("event: error", "draining")
     assert house.teams.views == 0
