@@ -75,10 +75,16 @@ class Gauges(NamedTuple):
 class Hub:
     """One per process."""
 
-    def __init__(self, database: Database, notices: Notices | None = None) -> None:
-        """`notices`: None where no other process shares the database (SQLite)."""
+    def __init__(
+        self,
+        database: Database,
+        notices: Notices | None = None,
+        counted: Callable[[TenantId, Sequence[Event]], None] | None = None,
+    ) -> None:
+        """`notices`: None where no other process shares the database (SQLite). `counted` is given what this process writes; it must not raise."""
         self._database = database
         self._notices = notices
+        self._counted = counted
         self._process = uuid4().hex[:12]
         self._followed: dict[str, Followed] = {}
         self._opening: dict[tuple[TenantId, str], asyncio.Task[Followed | None]] = {}
@@ -124,6 +130,8 @@ class Hub:
 
     def told(self, tenant_id: TenantId, events: Sequence[Event]) -> None:
         """Take new events, after their commit."""
+        if self._counted is not None:
+            self._counted(tenant_id, events)
         grown: dict[str, list[Event]] = {}
         for event in events:
             grown.setdefault(event.task_id, []).append(event)
