@@ -57,6 +57,8 @@ HOLD_MARGIN_SECONDS = 60
 class App:
     """The rooms, and the ASGI app in front of them. `start` before the first request, `drain` after the last."""
 
+    _doors: Doors
+
     def __init__(
         self,
         settings: Settings,
@@ -108,7 +110,6 @@ class App:
         self.clients: Callable[[], tuple[int, int]] = lambda: (0, 0)
         """Tells the public listener's open connections and running requests; whoever listens sets it."""
         self._exposed = self.admin(public=True) if settings.admin.expose_on_public else None
-        self._doors: Doors
         self._health: asyncio.Task[None] | None = None
         self._archive = archive(settings, self.database)
         self._background = None if self._archive is None else self._in_background(self._archive)
