@@ -13,7 +13,7 @@ from math import inf
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from hortator.api import problem
@@ -56,11 +56,32 @@ BRIEF = 256
 
 _SINGLE = ("tools", "functions", "response_format", "audio", "prediction", "logprobs", "web_search_options")
 """Fields that one model has to answer: the client runs tools itself, or reads what only a model's answer has."""
-_EMPTY = (b"null", b"[]", b"{}", b"false")
+_EMPTY = (b"null", b"[]", b"false")
 _STRATEGIES: Final[Mapping[Path, Strategy]] = {"fast": "none", "standard": "balanced", "complex": "aggressive"}
 _LIMITS: Final = {"chat": "max_completion_tokens", "responses": "max_output_tokens", "messages": "max_tokens"}
 _SYSTEM = ("system", "developer")
+_TOOLS = ("tool", "function")
+
+
+class _Part(Struct):
+    type: str = ""
+
+
+class _Turn(Struct):
+    """What of a message says who can answer it."""
+
+    role: str = ""
+    content: str | list[_Part] | None = None
+    tool_calls: list[Raw] | None = None
+
+
+class _Format(Struct):
+    type: str = ""
+
+
 _messages = msgspec.json.Decoder(list[Raw])
+_turns = msgspec.json.Decoder(list[_Turn])
+_format = msgspec.json.Decoder(_Format)
 
 
 class Asking(NamedTuple):
@@ -169,7 +190,7 @@ class TeamChat:
             said += ",hortator_mode"
         elif path != "fast" and _is_brief(chat):
             path, said = "fast", f"{said},max_tokens"
-        elif path == "fast" and (wanted.config.capabilities or b'"file"' in bytes(chat["messages"])):
+        elif path == "fast" and (wanted.config.capabilities or _has_files(chat)):
             path, said = "standard", f"{said},{'x_capabilities' if wanted.config.capabilities else 'files'}"
         if pattern != "team" and path == "fast":
             path = "standard"
@@ -329,11 +350,19 @@ def _for_one(call: Call, chat: Object, pattern: Pattern) -> str | None:
     if call.wish.preferences is not None and pattern != "smart":
         return "hortator_preferences"
     for field in _SINGLE:
-        if field in chat and bytes(chat[field]) not in _EMPTY:
+        if field not in chat or bytes(chat[field]) in _EMPTY:
+            continue
+        if field != "response_format" or _format.decode(chat[field]).type != "text":
             return field
     if given(chat, "n") not in (None, Raw(b"1")):
         return "n"
-    return "messages" if b'"tool_call' in bytes(chat["messages"]) else None
+    called = any(turn.tool_calls or turn.role in _TOOLS for turn in _turns.decode(chat["messages"]))
+    return "messages" if called else None
+
+
+def _has_files(chat: Object) -> bool:
+    contents = (turn.content for turn in _turns.decode(chat["messages"]))
+    return any(part.type == "file" for content in contents if isinstance(content, list) for part in content)
 
 
 def _is_brief(chat: Object) -> bool:

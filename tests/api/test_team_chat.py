@@ -273,6 +273,18 @@ async def test_a_complex_request_is_ordered_from_a_team(served: Served) -> None:
     assert config.parameters == {"languages": ["Go"]}
 
 
+@pytest.mark.parametrize(
+    "more", [{"response_format": {"type": "text"}}, {"tools": []}, {"n": 1}, {"logprobs": False}], ids=str
+)
+async def test_what_asks_for_nothing_special_is_a_teams_all_the_same(served: Served, more: dict[str, Any]) -> None:
+    served.teams.plan(done())
+    body = ask(**more)
+    body["messages"].append({"role": "user", "content": 'This came back: {"tool_calls": [], "type": "file"}'})
+    body["messages"].reverse()
+    reply = await served.post(body)
+    assert reply.headers["x-hortator-route"].startswith("complex;"), reply.text
+
+
 async def test_a_mode_decides_for_itself(served: Served) -> None:
     """R-000-14, R-000-36."""
     served.teams.plan(done())

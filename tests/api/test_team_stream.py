@@ -132,6 +132,22 @@ async def test_what_happens_is_told_in_whole_chunks_by_level(served: Served, lev
         assert "result" not in events[-1]
 
 
+async def test_the_official_clients_own_reader_of_streams_takes_every_chunk(served: Served) -> None:
+    """C-19: it throws on chunks whose choices or deltas lack what it needs."""
+    served.teams.plan(done(event(2, "task_decomposed", message="Two parts."), *words("Use three ", "services")))
+    async with served.openai().chat.completions.stream(
+        **ask(),
+        stream_options={"include_usage": True},
+        extra_headers={"X-Hortator-Verbosity": "full"},
+    ) as stream:
+        texts = [found.delta async for found in stream if found.type == "content.delta"]
+        final = await stream.get_final_completion()
+    assert "".join(texts) == ANSWER
+    assert final.choices[0].message.content == ANSWER
+    assert final.usage is not None
+    assert final.usage.total_tokens == 790
+
+
 async def test_thinking_is_told_to_who_asks_for_it(served: Served) -> None:
     """C-18."""
     served.teams.plan(done(event(2, "task_decomposed", message="Two parts."), event(3, "model_call", message="m")))
