@@ -352,7 +352,9 @@ async def forget_trees(database: Database, before: datetime, limit: int) -> list
         column.parent_task_id.is_(None), column.status.not_in(UNFINISHED), column.completed_at < before
     )
     async with database.write() as connection:
-        ids = [id for (id,) in await connection.execute(old.order_by(column.completed_at).limit(limit))]
+        # Replicas that delete at the same time take different ones.
+        chosen = old.order_by(column.completed_at).limit(limit).with_for_update(skip_locked=True)
+        ids = [id for (id,) in await connection.execute(chosen)]
         for table in (task_events, task_files, task_steps, tasks) if ids else ():
             await connection.execute(delete(table).where(table.c.root_id.in_(ids)))
     return ids
