@@ -270,7 +270,7 @@ class Teams:
         while True:
             await asyncio.sleep(60 + 60 * random())  # not all replicas at once
             with contextlib.suppress(Unavailable):
-                await self.forget()
+                await self.forget_old()
             await asyncio.sleep(FORGET_SECONDS - 120)
 
     async def sweep(self, *, all: bool = False) -> int:
@@ -288,7 +288,7 @@ class Teams:
             after = roots[-1].id
         return begun
 
-    async def forget(self) -> int:
+    async def forget_old(self) -> int:
         """Delete trees that ended before `orchestration.retention_days`. Returns how many."""
         before = self._clock() - timedelta(days=self._settings.retention_days)
         forgotten = 0

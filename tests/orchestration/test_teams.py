@@ -411,9 +411,9 @@ async def test_old_trees_are_forgotten_and_their_logs_are_gone(room: Room) -> No
     roots = [await room.teams.submit(room.ours, order()) for _ in range(3)]
     for root in roots[:2]:
         await room.end(root)
-    assert await room.teams.forget() == 0
+    assert await room.teams.forget_old() == 0
     room.now = datetime.now(UTC) + timedelta(days=31)
-    assert await room.teams.forget() == 2
+    assert await room.teams.forget_old() == 2
     assert [each.id for each in await room.teams.page(room.ours, Filter(), None, 9)] == [roots[2].id]
     async with room.database.write() as connection:
         await connection.exec_driver_sql("DELETE FROM task_events WHERE seq < 2")
