@@ -32,6 +32,8 @@ from hortator.errors import Unavailable
 from hortator.ledger import Ledger, PriceBook, Tracer
 from hortator.ledger.counts import Counts
 from hortator.ledger.metrics import Reading, exposition
+from hortator.ledger.task_counts import TaskCounts
+from hortator.orchestrating import Orchestrating
 from hortator.providers.local_model import LocalModel
 from hortator.providers.upstream import PoolLimits, Upstream, trust
 from hortator.reload import Reload
@@ -48,6 +50,7 @@ from hortator.tenancy.limits import NANO
 from hortator.tenancy.redis_counters import RedisCounters
 from hortator.tenancy.retention import Days, Retention
 from hortator.tenancy.spending import spending
+from hortator.warm import Warm
 
 MIGRATE_AGAIN_SECONDS = 5.0
 HOLD_MARGIN_SECONDS = 60
@@ -93,16 +96,8 @@ class App:
         self._local = local
         self._balance = Balance(breaker_limits(settings), prices=usual_prices(settings, prices))
         self._tracer = tracer(settings)
-        self._lasting = Lasting(
-            self._identity,
-            self._budgets,
-            self._ledger,
-            self._upstream,
-            self._balance,
-            self._admission,
-            self._tracer,
-            local,
-        )
+        carried = (self._upstream, self._balance, self._admission, self._tracer, local)
+        self._lasting = Lasting(self._identity, self._budgets, self._ledger, *carried)
         self._rooms = Rooms(settings, prices, self._lasting)
         self._root_path = settings.server.root_path
         administration = Administration(self.database, self._identity)
@@ -115,6 +110,7 @@ class App:
         self._background = None if self._archive is None else self._in_background(self._archive)
         self._batching = Batching(settings, self.database, self._identity, lambda: self._rooms.gateway)
         self._views = Views()
+        self._orchestrating = self._with_teams()
         self._tasks: list[asyncio.Task[None]] = []
         self.reload = Reload(settings, read, self._change)
         self._changed = changed
@@ -137,6 +133,8 @@ class App:
             if self._background is not None:
                 await self._background.start()
             await self._batching.start()
+        if self._orchestrating is not None:
+            await self._orchestrating.start()
         self._tasks.append(asyncio.create_task(self.reload.run(), name="reload"))
         self._tasks.append(asyncio.create_task(self._retention.run(), name="retention"))
         if not self._migrated:
@@ -152,6 +150,8 @@ class App:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._orchestrating is not None:
+            await self._orchestrating.drain()
         if self._background is not None:
             await self._background.drain()
         await self._batching.drain()
@@ -196,6 +196,7 @@ class App:
         self._rooms = rooms
         rooms.take_over()
         sources = Sources(self._provider_states, rooms.prices.cost, rules_by_tier(rooms.gateway.rules))
+        room = self._orchestrating
         self._doors = Doors(
             rooms.gateway,
             rooms.settings.server.max_body_bytes,
@@ -203,7 +204,10 @@ class App:
             self._archive,
             self._background,
             self._batching.door,
+            None if room is None else room.teams,
+            None if room is None else room.teams.roles,
             root_path=self._root_path,
+            called=None if room is None else room.webhooks,
             views=self._views,
         )
         self._health = asyncio.create_task(rooms.health.run(), name="health")
@@ -219,6 +223,15 @@ class App:
         self._changed(settings)
         return waiting
 
+    def _with_teams(self) -> Orchestrating | None:
+        """Return the room of teams of agents; None where it is switched off."""
+        chosen = self.settings.orchestration
+        if not chosen.enabled:
+            return None
+        calls = self.agent_calls(chosen.models)
+        warm = Warm(self._upstream, lambda: self._rooms.origins(calls.providers()), chosen.warm_connections)
+        return Orchestrating(self.settings, self.database, calls, warm, worker=self.worker)
+
     def agent_calls(self, models: TierModels) -> AgentCalls:
         """Return the corridor as agents see it, with the configuration of the moment."""
         newer = frozenset(p.id for p in self.settings.providers if p.preset == "openai")
@@ -229,7 +242,7 @@ class App:
         chosen = self.settings.admin
 
         async def page() -> bytes:
-            return await asyncio.to_thread(exposition, self._counts, self._readings(*self.clients()))
+            return await asyncio.to_thread(exposition, self._counts, self._readings(*self.clients()), self._task_counts)
 
         is_open = is_loopback(chosen.host) and not chosen.require_key and not public
         return AdminDoor(self.database, self._identity, page, open=is_open)
@@ -264,12 +277,7 @@ class App:
                 Reading("hortator_traces_dropped_total", "Requests whose trace was lost.", traces.dropped),
                 Reading("hortator_traces_queued", "Requests whose trace waits.", traces.queued),
             ]
-        found += self._archive_readings()
-        batches, lines = self._batching.running
-        found += [
-            Reading("hortator_batches_running", "Batches that this process works on.", batches),
-            Reading("hortator_batch_lines_in_flight", "Their lines that are being answered.", lines),
-        ]
+        found += self._work_readings()
         sizes = {"known": keys.known, "refused": keys.refused, "waiting": keys.waiting}
         text = "Keys in the cache, by what is known of them."
         found += [Reading("hortator_identity_keys", text, size, {"state": state}) for state, size in sizes.items()]
@@ -294,11 +302,24 @@ class App:
             ]
         return found
 
-    def _archive_readings(self) -> list[Reading]:
+    @property
+    def _task_counts(self) -> TaskCounts | None:
+        return None if self._orchestrating is None else self._orchestrating.counts
+
+    def _work_readings(self) -> list[Reading]:
+        """Of what is worked on beside requests."""
+        batches, lines = self._batching.running
+        found = [
+            Reading("hortator_batches_running", "Batches that this process works on.", batches),
+            Reading("hortator_batch_lines_in_flight", "Their lines that are being answered.", lines),
+        ]
+        if self._orchestrating is not None:
+            found += self._orchestrating.readings()
         if self._archive is None or self._background is None:
-            return []
+            return found
         kept = self._archive
         return [
+            *found,
             Reading("hortator_responses_queued", "Responses not yet in the store.", kept.queued),
             Reading("hortator_responses_queued_bytes", "Their size.", kept.queued_bytes),
             Reading("hortator_responses_dropped_total", "Responses that could not be kept.", kept.dropped),

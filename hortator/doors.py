@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from hortator.api import route
+from hortator.api import route, webhooks
 from hortator.api.harpoon import HarpoonDoor, Sources
 from hortator.api.messages import VERSION, MessagesDoor
 from hortator.api.openai import OpenAIDoor
 from hortator.api.orchestrations import OrchestrationsDoor
 from hortator.api.reading import Receive, Scope, Send
 from hortator.api.responses import ResponsesDoor
-from hortator.api.task_door import Deliveries
 from hortator.api.task_events import Views
 from hortator.api.tasks import TasksDoor
 from hortator.api.team_chat import TeamChat
@@ -24,6 +23,7 @@ from hortator.batching import PATHS as STORED
 from hortator.gateway import Gateway
 from hortator.orchestration.roles import Roles
 from hortator.orchestration.teams import Teams
+from hortator.orchestration.webhooks import Webhooks
 
 Door = Callable[[Scope, Receive, Send, str], Awaitable[None]]
 
@@ -43,12 +43,12 @@ class Doors:
         roles: Roles | None = None,
         *,
         root_path: str = "",
-        deliveries: Deliveries | None = None,
+        called: Webhooks | None = None,
         views: Views | None = None,
     ) -> None:
         """`stored` is the door of files and batches, which all generations share. `teams`, `roles`: None = orchestration is off.
 
-        `root_path` stands before addresses that clients are told; `deliveries`: what was sent to the `callback_url` of tasks;
+        `root_path` stands before addresses that clients are told; `called`: what is sent to the `callback_url` of tasks;
         `views`: where requests that wait for tasks are counted.
         """
         self._stored = stored
@@ -63,10 +63,12 @@ class Doors:
         if teams is not None:
             self._working = {
                 kind.path: kind(
-                    gateway.admit, teams, max_body_bytes, root_path=root_path, deliveries=deliveries, views=views
+                    gateway.admit, teams, max_body_bytes, root_path=root_path, deliveries=called, views=views
                 )
                 for kind in (TasksDoor, OrchestrationsDoor)
             }
+        if called is not None:
+            self._working[webhooks.PATH] = webhooks.WebhooksDoor(gateway.admit, called)
 
     def at(self, path: str, scope: Scope) -> Door | None:
         """Return the door of a path, None for the shell's."""

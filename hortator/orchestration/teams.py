@@ -72,9 +72,10 @@ class Teams:
         *,
         callbacks: Callbacks | None = None,
         slots: Slots | None = None,
+        ordered: Callable[[], None] = lambda: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`callbacks`: None = orders with a `callback_url` are refused. `slots`: the places of trees in this process, to say when it is full."""
+        """`callbacks`: None = orders with a `callback_url` are refused. `slots`: the places of trees in this process, to say when it is full. `ordered` is told of each order."""
         self._database = database
         self._engine = engine
         self._hub = hub
@@ -82,6 +83,7 @@ class Teams:
         self._settings = settings
         self._callbacks = callbacks
         self._slots = slots
+        self._ordered = ordered
         self._clock = clock
         self._begun: dict[str, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -90,10 +92,6 @@ class Teams:
     def roles(self) -> Roles:
         """Who agents may be."""
         return self._roles
-
-    def take(self, roles: Roles, settings: Orchestration) -> None:
-        """Go on with other roles and settings: orders from now on."""
-        self._roles, self._settings = roles, settings
 
     async def start(self) -> None:
         """Begin what was kept and not begun, now and then every half minute; forget old trees every hour."""
@@ -137,6 +135,7 @@ class Teams:
             text = "That Idempotency-Key was used for another order."
             raise Conflict(text, code="idempotency_key_reused", param="idempotency_key")
         if added.task.status not in TERMINAL:
+            self._ordered()
             try:
                 await self._begin(added.task, here=order.interactive)
             except Unavailable:

@@ -12,12 +12,14 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 from msgspec import structs
 
+from hortator.call import Priority
 from hortator.errors import HortatorError, TaskEnded
 from hortator.orchestration import domains, family, legion, prompts, results
 from hortator.orchestration.agent import Agent, Toolbox
@@ -27,6 +29,7 @@ from hortator.orchestration.lead import Lead, NoTeam, Outcome
 from hortator.orchestration.ports import Corridor, Engine
 from hortator.orchestration.prompts import Brief, Message, Room
 from hortator.orchestration.roles import Roles
+from hortator.orchestration.slots import Slots
 from hortator.settings.document import Orchestration
 from hortator.store.database import Database
 from hortator.store.tasks import UNFINISHED, Task, TaskScope, find_work
@@ -99,8 +102,10 @@ class Tree:
         settings: Orchestration,
         tools: ToolMaker | None = None,
         patterns: Mapping[str, Pattern] | None = None,
+        slots: Slots | None = None,
     ) -> None:
-        """`tools`: None = agents only answer. `patterns`: by name; `team` is ours."""
+        """`tools`: None = agents only answer. `patterns`: by name; `team` is ours. `slots`: places of roots; None = all work at once."""
+        self._slots = slots or Slots(settings.max_trees)
         self._database = database
         self._engine = engine
         self._corridor = corridor
@@ -159,7 +164,7 @@ class Tree:
         seconds = None if task.deadline_at is None else (task.deadline_at - datetime.now(UTC)).total_seconds()
         clock = asyncio.timeout(None if seconds is None else max(0.0, seconds))
         try:
-            async with clock:
+            async with clock, self._place(task):
                 await self._run(task, ending, None if seconds is None else time.monotonic() + seconds)
         except Stopped:
             return
@@ -175,6 +180,13 @@ class Tree:
         except Exception:  # the outermost edge of a task
             log.exception("task %s failed unexpectedly", task_id)
             await ending.failed(TaskEnded("An error of the gateway's own.", code="internal_error"))
+
+    def _place(self, task: Task) -> AbstractAsyncContextManager[None]:
+        """Wait for a root's place among the trees of this process; children work in their root's."""
+        if task.depth:
+            return nullcontext()
+        priority: Priority = "high" if task.priority == "high" else "low" if task.priority == "low" else "standard"
+        return self._slots.hold(task.tenant_id, priority)
 
     async def _run(self, task: Task, ending: Ending, deadline: float | None) -> None:
         """Do a task. Raises what ends it early."""
