@@ -35,6 +35,8 @@ log = logging.getLogger("hortator.orchestration")
 
 ENGINE_FILE = "engine.db"
 """Beside the database: the engine's own tables, where the store is SQLite."""
+START_SECONDS = 20.0
+"""How long the engine's start is waited for when the process ends."""
 
 
 class Orchestrating:
@@ -92,6 +94,8 @@ class Orchestrating:
     async def drain(self) -> None:
         """Leave what is not finished to others or to the next start. Before the corridor ends."""
         if self._starting is not None:
+            # What it loads in threads cannot be cut off.
+            await asyncio.wait({self._starting}, timeout=START_SECONDS)
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
         await self.teams.stop()

@@ -99,6 +99,8 @@ def document(upstream: Upstream, ports: BadPorts, port: int, changes: dict[str, 
         "admin": {"port": 0, **changes.pop("admin", {})},
         "local": {"enabled": False},
         "detect_providers": False,
+        # Whoever wants teams of agents says so: most gateways need no engine.
+        "orchestration": changes.pop("orchestration", {"enabled": False}),
         # Each test plans its own failures at the same deployments: no test's failures keep another from them, and none is
         # asked twice. Tests of just that set their own.
         "retry": {"ratio": 0, "floor": 0},

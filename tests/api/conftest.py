@@ -65,6 +65,7 @@ async def app(tmp_path: Path, database_url: str, changes: dict[str, Any]) -> Asy
         "local": {"enabled": False},
         "detect_providers": False,
         "store": {"url": database_url},
+        "orchestration": {"enabled": False},
         **changes,
     }
     file = tmp_path / "hortator.yaml"
