@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, ContextVar
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from hortator import __version__
 from hortator.errors import HortatorError, Unavailable
@@ -26,7 +26,7 @@ from hortator.orchestration.heart import Heart
 from hortator.orchestration.ports import Handler
 from hortator.orchestration.threads import Threads
 from hortator.store.database import Database
-from hortator.store.engine_database import engine_file, engine_postgres, forgive, reachable
+from hortator.store.engine_database import claim, engine_file, engine_postgres, forgive, reachable
 from hortator.store.workers import Worker
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class DurableEngine:
         self._library: Any = None
         self._dbos: dbos.DBOS | None = None
         self._store: Any = None
+        self._claim: IO[bytes] | None = None
         self._heart: Heart | None = None
         self._works = False
         """True between start and stop, but for times in which others may have taken our work."""
@@ -211,6 +212,7 @@ class DurableEngine:
     def _make(self) -> dbos.DBOS:
         """In a thread: make the library's instance."""
         if self._file is not None:
+            self._claim = claim(self._file)
             self._store = engine_file(self._file)
         else:
             assert self._url is not None
@@ -290,7 +292,9 @@ class DurableEngine:
             await self._heart.stop()
         if self._store is not None:
             await self._in_thread(self._store.dispose)
-        self._dbos = self._heart = self._store = None
+        if self._claim is not None:
+            self._claim.close()
+        self._dbos = self._heart = self._store = self._claim = None
 
     async def _in_thread(self, act: Callable[[], T]) -> T:
         """Run `act` in a thread of its own: pools may be full of what waits for a database. Raises Unavailable for what goes wrong."""
@@ -325,10 +329,12 @@ class DurableEngine:
         """Have `handlers[kind](id)` run. Durable when it returns; a second time does nothing. Raises Unavailable.
 
         From inside a handler, `here`, or alone: in this process, now. Else a worker takes it: `priority` high from places of its own,
-        the others in order of priority and age among those of their tenant.
+        the others in order of priority and age among those of their tenant. A handler that is being ended gets a cancellation.
         """
         run = _run.get()
         if not self._works or (run is not None and run.ended):
+            if run is not None:
+                raise asyncio.CancelledError
             raise Unavailable("the engine does not run", code="store_unavailable", retry_after=2.0)
         if kind not in self._handlers:
             raise ValueError(f"no handler of kind {kind}")

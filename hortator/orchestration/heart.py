@@ -65,9 +65,13 @@ class Heart:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
-            with contextlib.suppress(Unavailable):
+            try:
                 await self._beat()
                 await self._reap()
+            except Unavailable:
+                continue
+            except Exception as error:  # noqa: BLE001 - the outermost edge of the task: without it every handler would stop
+                log.error("the engine's heart stumbled: %s", type(error).__name__)
 
     async def _beat(self) -> None:
         """Beat; the silence counts from before the beat, which is the latest that others can have heard."""

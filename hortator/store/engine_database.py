@@ -6,8 +6,9 @@ engine's: nothing of ours reads or writes them but the two statements here and t
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import sqlalchemy
 from sqlalchemy import event
@@ -26,13 +27,27 @@ _FORGIVE = (
 )
 
 
-def engine_file(path: Path) -> sqlalchemy.Engine:
-    """Return the database in a SQLite file, made with its folder if need be.
+def claim(path: Path) -> IO[bytes]:
+    """Return a lock on a SQLite file that ends with its being closed, or with the process. Raises Unavailable while another has it.
 
-    WAL and synchronous=NORMAL as in `database.py`: what is committed survives the process, the last moment may not survive the machine.
-    The driver opens every writing transaction with BEGIN IMMEDIATE, so that none fails for having read first. Raises OSError.
+    A second process on the same file would take what the first is doing for what a dead one left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(path.name + ".lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise Unavailable("another process works on the same tasks", code="store_unavailable") from None
+    return lock
+
+
+def engine_file(path: Path) -> sqlalchemy.Engine:
+    """Return the database in a SQLite file, made if need be, in a folder that is there.
+
+    WAL and synchronous=NORMAL as in `database.py`: what is committed survives the process, the last moment may not survive the machine.
+    The driver opens every writing transaction with BEGIN IMMEDIATE, so that none fails for having read first.
+    """
     made = sqlalchemy.create_engine(
         f"sqlite:///{path}", pool_size=POOL, max_overflow=0, pool_timeout=60, hide_parameters=True
     )

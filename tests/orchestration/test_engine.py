@@ -8,7 +8,7 @@ import importlib
 import inspect
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from alembic.runtime.migration import MigrationContext
 from hortator.errors import InvalidRequest, Unavailable, UpstreamRefused
 from hortator.orchestration import engine as engine_module
 from hortator.orchestration.engine import DurableEngine
-from hortator.store import Database, migrate
+from hortator.store import Database, migrate, sqlite_url
+from hortator.store.engine_database import claim
 from hortator.store.tables import metadata
 from tests.databases import database, database_url
 from tests.eventually import eventually
@@ -30,6 +31,14 @@ from tests.orchestration.engines import counted, made, running
 __all__ = ["database", "database_url"]
 
 pytestmark = pytest.mark.limit(90)
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
+    """Where both databases do the same, one is enough."""
+    opened = Database(sqlite_url(tmp_path / "store.db"))
+    yield opened
+    await opened.close()
 
 
 async def test_what_is_begun_runs_once_however_often_it_is_begun(database: Database, tmp_path: Path) -> None:
@@ -78,7 +87,7 @@ async def test_a_handler_that_was_ended_goes_on_at_the_next_start_without_its_fi
 
 
 async def test_an_error_of_a_step_is_the_same_error_when_the_handler_runs_again(
-    database: Database, tmp_path: Path
+    sqlite: Database, tmp_path: Path
 ) -> None:
     acts: list[str] = []
     seen: list[Any] = []
@@ -107,12 +116,12 @@ async def test_an_error_of_a_step_is_the_same_error_when_the_handler_runs_again(
         held.set()
         await hold.wait()
 
-    engine = made(database, tmp_path)
+    engine = made(sqlite, tmp_path)
     async with running(engine, {"tree": tree}):
         await engine.begin("tree", "t1", tenant_id="acme")
         await held.wait()
     hold.set()
-    engine = made(database, tmp_path)
+    engine = made(sqlite, tmp_path)
     async with running(engine, {"tree": tree}):
         await eventually(lambda: len(seen) == 2)
     assert seen[0] == seen[1]
@@ -125,7 +134,7 @@ async def test_an_error_of_a_step_is_the_same_error_when_the_handler_runs_again(
     assert len(acts) == 3
 
 
-async def test_steps_that_run_at_once_keep_their_own_results(database: Database, tmp_path: Path) -> None:
+async def test_steps_that_run_at_once_keep_their_own_results(sqlite: Database, tmp_path: Path) -> None:
     results: list[list[int]] = []
 
     async def tree(id: str) -> None:
@@ -138,13 +147,13 @@ async def test_steps_that_run_at_once_keep_their_own_results(database: Database,
 
         results.append(await asyncio.gather(*(engine.step(f"part.{n}", act(n)) for n in range(20))))
 
-    async with running(made(database, tmp_path), {"tree": tree}) as engine:
+    async with running(made(sqlite, tmp_path), {"tree": tree}) as engine:
         await engine.begin("tree", "t1", tenant_id="acme")
         await eventually(lambda: bool(results))
     assert results == [list(range(20))]
 
 
-async def test_what_is_asked_at_the_wrong_place_fails_loudly(database: Database, tmp_path: Path) -> None:
+async def test_what_is_asked_at_the_wrong_place_fails_loudly(sqlite: Database, tmp_path: Path) -> None:
     wrong: list[str] = []
 
     async def tree(id: str) -> None:
@@ -160,7 +169,7 @@ async def test_what_is_asked_at_the_wrong_place_fails_loudly(database: Database,
         except Exception as error:  # noqa: BLE001
             wrong.append(type(error).__name__)
 
-    engine = made(database, tmp_path)
+    engine = made(sqlite, tmp_path)
     with pytest.raises(Unavailable):
         await engine.begin("tree", "t1", tenant_id="acme")
     async with running(engine, {"tree": tree}):
@@ -169,7 +178,7 @@ async def test_what_is_asked_at_the_wrong_place_fails_loudly(database: Database,
         with pytest.raises(ValueError, match="kind"):
             await engine.begin("unknown", "t1", tenant_id="acme")
         with pytest.raises(RuntimeError, match="already"):
-            await made(database, tmp_path).start({})
+            await made(sqlite, tmp_path).start({})
         await engine.begin("tree", "t1", tenant_id="acme")
         await eventually(lambda: len(wrong) == 2)
     assert wrong == ["HortatorError", "HortatorError"]
@@ -178,7 +187,7 @@ async def test_what_is_asked_at_the_wrong_place_fails_loudly(database: Database,
 
 
 async def test_a_handler_that_raises_is_buried_once(
-    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sqlite: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     graves: list[str] = []
 
@@ -188,7 +197,7 @@ async def test_a_handler_that_raises_is_buried_once(
     async def grave(id: str) -> None:
         graves.append(id)
 
-    async with running(made(database, tmp_path), {"tree": tree, "tree.dead": grave}) as engine:
+    async with running(made(sqlite, tmp_path), {"tree": tree, "tree.dead": grave}) as engine:
         await engine.begin("tree", "t1", tenant_id="acme")
         await eventually(lambda: graves == ["t1"])
         await engine.begin("tree", "t1", tenant_id="acme")
@@ -198,14 +207,14 @@ async def test_a_handler_that_raises_is_buried_once(
 
 
 async def test_a_caller_that_gives_up_while_it_begins_leaves_nothing_half_begun(
-    database: Database, tmp_path: Path
+    sqlite: Database, tmp_path: Path
 ) -> None:
     runs: list[str] = []
 
     async def tree(id: str) -> None:
         runs.append(id)
 
-    async with running(made(database, tmp_path), {"tree": tree}) as engine:
+    async with running(made(sqlite, tmp_path), {"tree": tree}) as engine:
         task = asyncio.create_task(engine.begin("tree", "t1", tenant_id="acme"))
         await asyncio.sleep(0)
         task.cancel()
@@ -315,14 +324,14 @@ async def test_our_migrations_do_not_see_the_engines_tables(database: Database, 
         assert await connection.run_sync(differences) == []
 
 
-async def test_nothing_is_ever_pickled_or_unpickled(database: Database, tmp_path: Path) -> None:
+async def test_nothing_is_ever_pickled_or_unpickled(sqlite: Database, tmp_path: Path) -> None:
     """A row of the engine says itself how it is to be read; one that says `pickle` must not be."""
     ends: list[str] = []
 
     async def tree(id: str) -> None:
         ends.append(id)
 
-    async with running(made(database, tmp_path), {"tree": tree}) as engine:
+    async with running(made(sqlite, tmp_path), {"tree": tree}) as engine:
         await engine.begin("tree", "t1", tenant_id="acme")
         await eventually(lambda: bool(ends))
         serializers = sys.modules["dbos._serialization"]
@@ -355,7 +364,7 @@ async def test_a_server_starts_while_the_database_is_down_and_the_engine_follows
 
 
 async def test_what_is_said_to_run_here_but_does_not_is_run_again(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handler that ends with a cancellation of its own making has not ended."""
     monkeypatch.setattr(engine_module, "TEND_SECONDS", 0.1)
@@ -366,12 +375,12 @@ async def test_what_is_said_to_run_here_but_does_not_is_run_again(
         if len(runs) == 1:
             raise asyncio.CancelledError
 
-    async with running(made(database, tmp_path), {"tree": tree}) as engine:
+    async with running(made(sqlite, tmp_path), {"tree": tree}) as engine:
         await engine.begin("tree", "t1", tenant_id="acme")
         await eventually(lambda: runs == ["t1", "t1"])
 
 
-async def test_a_handler_that_takes_its_cancellation_for_an_end_runs_again(database: Database, tmp_path: Path) -> None:
+async def test_a_handler_that_takes_its_cancellation_for_an_end_runs_again(sqlite: Database, tmp_path: Path) -> None:
     runs: list[str] = []
     hold, held = asyncio.Event(), asyncio.Event()
 
@@ -381,11 +390,11 @@ async def test_a_handler_that_takes_its_cancellation_for_an_end_runs_again(datab
         with contextlib.suppress(asyncio.CancelledError):
             await hold.wait()
 
-    async with running(made(database, tmp_path), {"tree": tree}) as engine:
+    async with running(made(sqlite, tmp_path), {"tree": tree}) as engine:
         await engine.begin("tree", "t1", tenant_id="acme")
         await held.wait()
     hold.set()
-    async with running(made(database, tmp_path), {"tree": tree}):
+    async with running(made(sqlite, tmp_path), {"tree": tree}):
         await eventually(lambda: runs == ["t1", "t1"])
 
 
@@ -434,3 +443,19 @@ def test_the_library_has_what_we_use_of_its_inside() -> None:
     assert "set_main_loop" in dir(importlib.import_module("dbos._event_loop").BackgroundEventLoop)
     assert "activeList" in dir(importlib.import_module("dbos._core").ActiveWorkflowById)
     assert "get_internal_queue" in dir(core.DBOSRegistry)
+
+
+async def test_a_second_process_on_the_same_file_waits_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take what the first is doing for what a dead one left."""
+    monkeypatch.setattr(engine_module, "AGAIN_SECONDS", 0.05)
+    file = tmp_path / "engine.db"
+    first = claim(file)
+    async with running(DurableEngine(file=file), {}) as engine:
+        assert not engine.works
+        first.close()
+        await eventually(lambda: engine.works)
+        with pytest.raises(Unavailable):
+            claim(file)
+    claim(file).close()
