@@ -12,6 +12,7 @@ import importlib
 import logging
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, ContextVar
@@ -57,6 +58,7 @@ END_SECONDS = 5.0
 """How long handlers may take to end when the engine stops."""
 TEND_SECONDS = 5.0
 AGAIN_SECONDS = 5.0
+PAUSE_SECONDS = 5.0
 BATCH = 500
 ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
@@ -94,6 +96,25 @@ def _refuse(*_: Any) -> NoReturn:
     raise TypeError("pickled data is not read")
 
 
+class _Clock:
+    """`time`, as the library's database code gets it: what waits there for a database waits five seconds at most, and not past our end.
+
+    It would wait up to ninety, after an outage of a minute too; and a process cannot exit while one of its threads waits.
+    """
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        self.over.wait(min(seconds, PAUSE_SECONDS))
+
+
+_clock = _Clock()
+
+
 def _library() -> Any:
     """Return the library, and register the workflow once in the life of the process.
 
@@ -106,6 +127,7 @@ def _library() -> Any:
         serializers = importlib.import_module("dbos._serialization")
         pickles: type[DefaultSerializer] = serializers.DefaultSerializer
         pickles.serialize = pickles.deserialize = _refuse  # type: ignore[method-assign, assignment]
+        importlib.import_module("dbos._sys_db").time = _clock  # type: ignore[attr-defined]
         _workflow = library.DBOS.workflow(name=WORKFLOW, max_recovery_attempts=RECOVERIES)(_handle)
     return library
 
@@ -243,6 +265,7 @@ class DurableEngine:
 
     def _launch(self) -> None:
         """In a thread: create or check the tables, free what we had begun before, take from queues."""
+        _clock.over.clear()
         library = self._library.DBOS
         takes = self._url is not None and self._role != "server"
         library.listen_queues([TREES, EXPRESS, BRANCHES] if takes else [])
@@ -287,6 +310,9 @@ class DurableEngine:
     async def _close(self) -> None:
         """End the library and the heart, in whatever state they are."""
         if self._library is not None:
+            if self._dbos is not None and self._dbos._sys_db_field is not None:
+                self._dbos._sys_db_field._retry_connection_errors = False
+            _clock.over.set()
             await self._in_thread(self._library.DBOS.destroy)
         if self._heart is not None:
             await self._heart.stop()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +19,9 @@ import sqlalchemy
 from hortator.errors import Unavailable
 from hortator.orchestration import engine as engine_module
 from hortator.orchestration import heart
+from hortator.orchestration.engine import DurableEngine
 from hortator.store import Database, migrate, workers
+from tests.cable import cable
 from tests.eventually import eventually
 from tests.orchestration.engines import counted, made, running
 
@@ -211,3 +214,60 @@ async def test_a_process_that_cannot_be_heard_of_stops_and_begins_anew_when_it_c
         silent = False
         await eventually(lambda: runs == ["t1", "t1"])
         hold.set()
+
+
+async def test_a_database_that_is_away_for_a_moment_costs_no_finished_work(postgres: Database, tmp_path: Path) -> None:
+    """A step that ends meanwhile is written down when the database is back."""
+    acts: list[str] = []
+    results: list[Any] = []
+    held, away = asyncio.Event(), asyncio.Event()
+
+    async def tree(id: str) -> None:
+        async def act() -> str:
+            acts.append("act")
+            held.set()
+            await away.wait()
+            return "found"
+
+        results.append(await engine.step("act", act))
+        results.append(await engine.step("after", counted(acts, "after", "done")))
+
+    url = postgres.url
+    async with cable(url.host or "", url.port or 0) as wire:
+        far = url.set(host="127.0.0.1", port=wire.port).render_as_string(hide_password=False)
+        engine = DurableEngine(url=far, database=postgres)
+        async with running(engine, {"tree": tree}):
+            await engine.begin("tree", "t1", tenant_id="acme")
+            await held.wait()
+            await wire.cut()
+            away.set()
+            begun = asyncio.create_task(engine.begin("tree", "t2", tenant_id="acme"))
+            await asyncio.sleep(0.2)
+            assert not results
+            await wire.mend()
+            await eventually(lambda: results[:2] == ["found", "done"])
+            await begun
+            await eventually(lambda: len(results) == 4)
+    assert Counter(acts) == {"act": 2, "after": 2}
+
+
+async def test_the_engine_ends_while_the_database_is_away(postgres: Database, tmp_path: Path) -> None:
+    """No thread of it is left that the end of the process would wait for."""
+    held = asyncio.Event()
+
+    async def tree(id: str) -> None:
+        held.set()
+        await asyncio.gather(*(engine.step(f"s{n}", asyncio.Event().wait if n else counted([], "s")) for n in range(3)))
+
+    url = postgres.url
+    async with cable(url.host or "", url.port or 0) as wire:
+        far = url.set(host="127.0.0.1", port=wire.port).render_as_string(hide_password=False)
+        engine = DurableEngine(url=far, database=postgres)
+        async with running(engine, {"tree": tree}):
+            await engine.begin("tree", "t1", tenant_id="acme")
+            await held.wait()
+            await wire.cut()
+            starting = [asyncio.create_task(engine.begin("tree", f"n{n}", tenant_id="acme")) for n in range(3)]
+            await asyncio.sleep(0.2)
+        await asyncio.gather(*starting, return_exceptions=True)
+        await eventually(lambda: not [each for each in threading.enumerate() if "dbos" in each.name])
