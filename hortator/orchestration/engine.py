@@ -212,11 +212,11 @@ class DurableEngine:
                 worker = Worker(self._executor, self._role, __version__)
                 self._heart = Heart(self._database, worker, lose=self._lose, regain=self._regain, free=self._free)
                 await self._heart.start()
-            self._library = await asyncio.to_thread(_library)
-            self._dbos = await asyncio.to_thread(self._make)
+            self._library = await _to_its_end(_library)
+            self._dbos = await _to_its_end(self._make)
             # Told here, because it is launched in a thread that has no loop: handlers from queues run on this one.
             self._dbos._background_event_loop.set_main_loop()
-            await asyncio.to_thread(self._launch)
+            await _to_its_end(self._launch)
         except BaseException as error:
             await self._close()
             if not isinstance(error, Exception) or isinstance(error, HortatorError):
@@ -564,6 +564,16 @@ class DurableEngine:
             run.end()
         if runs:
             await asyncio.wait(runs, timeout=END_SECONDS)
+
+
+async def _to_its_end(act: Callable[[], T]) -> T:
+    """Run `act` in a thread; a cancellation comes when it is through, so that what it made half can be unmade."""
+    work = asyncio.ensure_future(asyncio.to_thread(act))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.gather(work, return_exceptions=True)
+        raise
 
 
 async def _acted(act: Callable[[], Awaitable[Any]]) -> str:

@@ -459,3 +459,23 @@ async def test_a_second_process_on_the_same_file_waits_for_the_first(
         with pytest.raises(Unavailable):
             claim(file)
     claim(file).close()
+
+
+async def test_a_start_that_is_broken_off_leaves_nothing_behind(sqlite: Database, tmp_path: Path) -> None:
+    """A server that is stopped while it starts; a file that is still claimed would keep the next one from it."""
+    runs: list[str] = []
+
+    async def tree(id: str) -> None:
+        runs.append(id)
+
+    for turns in (0, 1, 5, 50, 500):
+        engine = made(sqlite, tmp_path)
+        starting = asyncio.create_task(engine.start({"tree": tree}))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await engine.stop()
+    async with running(made(sqlite, tmp_path), {"tree": tree}) as engine:
+        await engine.begin("tree", "t1", tenant_id="acme")
+        await eventually(lambda: runs == ["t1"])

@@ -7,6 +7,7 @@ Scenario `team` of the scripted upstream. What a test wants is written into the 
     [chain]         each part depends on the one before
     [prose]         plans are not JSON
     [hold]          parts wait at the gate `work` of their mark; [hold:synthesis] and [hold:plan] likewise
+    [wait:part-2]   that part waits at the gate `part-2` of its mark
     [fail:part-2]   that part is refused with 400, [flaky:part-2] with 503
     [score:6,8,9]   what a judge says, one after the other (by the number in `iteration N` or of judgements so far)
 
@@ -49,6 +50,8 @@ def team(request: Request) -> Script:
     if f"[hold:{kind}]" in text or (kind == "work" and "[hold]" in text):
         steps.append(["gate", kind])
     part = _part(text) if kind == "work" else ""
+    if part and part in told(text, "wait").split(","):
+        steps.append(["gate", part])
     if part and part in told(text, "fail").split(","):
         return [*steps, *reply(400, error_body(f"{part} is refused", "bad_part", "invalid_request_error"))]
     if part and part in told(text, "flaky").split(","):
