@@ -12,9 +12,8 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Row, Select, case, func, insert, update
+from sqlalchemy import Connection, Row, Select, case, func, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hortator.call import TenantId
 from hortator.store.database import Database
@@ -46,20 +45,20 @@ class EventScope(TenantRows):
         """Tasks of one tree, root first, theirs to change until the end of the transaction. The ids contain the root's."""
         return self._rows(tasks).where(tasks.c.id.in_(list(ids))).order_by(tasks.c.depth).with_for_update()
 
-    async def _lock(self, connection: AsyncConnection, root_id: str) -> Row[Any] | None:
+    def _lock(self, connection: Connection, root_id: str) -> Row[Any] | None:
         """Hold the tree: `status`, `last_seq` of its root, None where there is none."""
         statement = self._rows(tasks, tasks.c.status, tasks.c.last_seq).where(tasks.c.id == root_id).with_for_update()
-        row: Row[Any] | None = (await connection.execute(statement)).first()
+        row: Row[Any] | None = connection.execute(statement).first()
         return row
 
-    async def _ended(self, connection: AsyncConnection, root_id: str, last_seq: int) -> bool:
+    def _ended(self, connection: Connection, root_id: str, last_seq: int) -> bool:
         """Whether the last event of a log is an end."""
         last = self._rows(task_events, task_events.c.type).where(
             task_events.c.root_id == root_id, task_events.c.seq == last_seq
         )
-        return (await connection.execute(last)).scalar() in ENDS
+        return connection.execute(last).scalar() in ENDS
 
-    async def _append(self, connection: AsyncConnection, root_id: str, events: Sequence[NewEvent]) -> list[Event]:
+    def _append(self, connection: Connection, root_id: str, events: Sequence[NewEvent]) -> list[Event]:
         """Take numbers and insert; what is in the same transaction happens with it."""
         if not events:
             return []
@@ -70,18 +69,18 @@ class EventScope(TenantRows):
             .values(last_seq=column.last_seq + len(events))
             .returning(column.last_seq, column.status)
         )
-        row = (await connection.execute(taken)).first()
+        row = connection.execute(taken).first()
         if row is None:
             return []
         last, status = row
-        if status not in UNFINISHED and await self._ended(connection, root_id, last - len(events)):
+        if status not in UNFINISHED and self._ended(connection, root_id, last - len(events)):
             given_back = update(tasks).where(self._where(tasks), column.id == root_id)
-            await connection.execute(given_back.values(last_seq=last - len(events)))
+            connection.execute(given_back.values(last_seq=last - len(events)))
             return []
-        return await self._write_events(connection, root_id, last - len(events), status not in UNFINISHED, events)
+        return self._write_events(connection, root_id, last - len(events), status not in UNFINISHED, events)
 
-    async def _write_events(
-        self, connection: AsyncConnection, root_id: str, last_seq: int, ended: bool, events: Sequence[NewEvent]
+    def _write_events(
+        self, connection: Connection, root_id: str, last_seq: int, ended: bool, events: Sequence[NewEvent]
     ) -> list[Event]:
         """Insert events under the numbers behind `last_seq`, which the caller has taken."""
         if any(each.type in ENDS for each in (events[:-1] if ended else events)):
@@ -98,21 +97,24 @@ class EventScope(TenantRows):
             }
             for seq, each in enumerate(events, last_seq + 1)
         ]
-        await connection.execute(insert(task_events), [{**row, "tenant_id": self.tenant_id} for row in rows])
+        connection.execute(insert(task_events), [{**row, "tenant_id": self.tenant_id} for row in rows])
         return [as_event(root_id, row["seq"], row["type"], row["payload"], at) for row in rows]
 
     async def emit(self, root_id: str, events: Sequence[NewEvent], *, once: str | None = None) -> list[Event]:
         """Append events to a tree's log; none after the event that ended it. `once`: a name in the root's log that makes a second
         call do nothing. Raises Unavailable.
         """
-        async with self._database.write() as connection:
-            told: list[Event] = []
-            if once is None or await self._first(connection, root_id, once):
-                told = await self._append(connection, root_id, events)
+
+        def act(connection: Connection) -> list[Event]:
+            if once is None or self._first(connection, root_id, once):
+                return self._append(connection, root_id, events)
+            return []
+
+        told = await self._database.work(act)
         self._tell(told)
         return told
 
-    async def _first(self, connection: AsyncConnection, root_id: str, name: str) -> bool:
+    def _first(self, connection: Connection, root_id: str, name: str) -> bool:
         """Write down that something was told; False where it was before. A row among the steps, whose keys are unique."""
         key = f"once.{name}"
         if len(key) > _KEY:
@@ -135,7 +137,7 @@ class EventScope(TenantRows):
         }
         dialect = sqlite if self._database.is_sqlite else postgresql
         new = dialect.insert(task_steps).values({**row, "tenant_id": self.tenant_id}).on_conflict_do_nothing()
-        return bool((await connection.execute(new)).rowcount)
+        return bool(connection.execute(new).rowcount)
 
     async def events(self, root_id: str, after: int, limit: int, types: Sequence[str] | None = None) -> list[Event]:
         """At most `limit` events behind `after`, in order. Raises Unavailable."""

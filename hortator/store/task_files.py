@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import Connection, func
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hortator.store.tables import task_files
@@ -36,18 +36,20 @@ class TaskFileScope(EventScope):
         self, task: Task, file: NewFile, *, most_files: int, most_bytes: int, events: Sequence[NewEvent] = ()
     ) -> bool:
         """Keep a file, in place of one at the same path; False where the task's files would be too many or too large. Raises Unavailable."""
-        told: list[Event] = []
-        async with self._database.write() as connection:
-            await self._lock(connection, task.root_id)
+
+        def act(connection: Connection) -> list[Event] | None:
+            self._lock(connection, task.root_id)
             others = self._rows(task_files, func.count(), func.coalesce(func.sum(_column.bytes), 0))
             others = others.where(_column.task_id == task.id, _column.path != file.path)
-            count, size = (await connection.execute(others)).one()
+            count, size = connection.execute(others).one()
             if count + 1 > most_files or size + len(file.content) > most_bytes:
-                return False
-            await connection.execute(self._upsert({**file_row(task, file), "tenant_id": self.tenant_id}))
-            told = await self._append(connection, task.root_id, events)
-        self._tell(told)
-        return True
+                return None
+            connection.execute(self._upsert({**file_row(task, file), "tenant_id": self.tenant_id}))
+            return self._append(connection, task.root_id, events)
+
+        told = await self._database.work(act)
+        self._tell(told or ())
+        return told is not None
 
     def _upsert(self, row: dict[str, Any]) -> Any:
         """Insert a file, or put it in the place of the one that is there."""

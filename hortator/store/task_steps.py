@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from decimal import ROUND_UP, Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import insert, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, insert, update
 
 from hortator.store.tables import MONEY_SCALE, task_steps, tasks
 from hortator.store.task_events import EventScope, numbered
@@ -46,7 +45,7 @@ class Hold(NamedTuple):
 class StepScope(EventScope):
     """The steps of one tenant's tasks."""
 
-    async def _path(self, connection: AsyncConnection, task: Task) -> list[Task]:
+    def _path(self, connection: Connection, task: Task) -> list[Task]:
         """A task and all above it, root first, locked."""
         ids = {task.root_id, task.parent_task_id or task.root_id, task.id}
         if task.depth > len(ids) - 1:
@@ -55,62 +54,66 @@ class StepScope(EventScope):
             found = start.cte("path", recursive=True)
             above = self._rows(tasks, column.id, column.parent_task_id).where(column.id == found.c.parent_task_id)
             whole = found.union_all(above)
-            ids = {id for (id,) in await connection.execute(whole.select().with_only_columns(whole.c.id))}
-        return [as_task(row) for row in await connection.execute(self._locked(ids))]
+            ids = {id for (id,) in connection.execute(whole.select().with_only_columns(whole.c.id))}
+        return [as_task(row) for row in connection.execute(self._locked(ids))]
 
-    async def _step(self, connection: AsyncConnection, task_id: str, key: str) -> Step | None:
+    def _step(self, connection: Connection, task_id: str, key: str) -> Step | None:
         column = task_steps.c
         statement = self._rows(task_steps).where(column.task_id == task_id, column.key == key)
-        row = (await connection.execute(statement)).first()
+        row = connection.execute(statement).first()
         return None if row is None else as_step(row)
 
     async def begin(self, task: Task, key: str, kind: str, name: str, want: Want | None) -> Grant:
         """Begin a step, or find it finished. One transaction: what an earlier run held is released, then `want` is held in the task and
         all above it, with as many output tokens as their budgets leave. Raises Unavailable.
         """
-        async with self._database.write() as connection:
-            path = await self._path(connection, task)
-            before = await self._step(connection, task.id, key)
-            stopped = not path or any(each.status not in UNFINISHED for each in path)
-            at = now()
-            step = before or Step(task.id, key, task.root_id, kind, text(name)[:200], "running", 0, at)
-            if stopped or (before is not None and before.status == "finished"):
-                return Grant(step, None, stopped=stopped)
-            held = Hold(step.held_tokens, step.held_cost)
-            output, exceeded = (None, None) if want is None else _allowed(path, held, want)
-            if exceeded is not None:
-                if before is not None:
-                    step = _refused(before, at)
-                    await self._save(connection, path, step, held, Hold(), before)
-                return Grant(step, None, exceeded)
-            holds = Hold() if want is None else _most(want, want.output_tokens if output is None else output)
-            step = step._replace(
-                name=text(name)[:200],
-                status="running",
-                runs=step.runs + 1,
-                finished_at=None,
-                error=None,
-                held_tokens=holds.tokens,
-                held_cost=holds.cost,
-            )
-            await self._save(connection, path, step, held, holds, before)
+        at = now()
+        new = Step(task.id, key, task.root_id, kind, text(name)[:200], "running", 0, at)
+        return await self._database.work(lambda connection: self._begin(connection, task, new, want))
+
+    def _begin(self, connection: Connection, task: Task, new: Step, want: Want | None) -> Grant:
+        """`new`: the step where there is none yet."""
+        path = self._path(connection, task)
+        before = self._step(connection, task.id, new.key)
+        stopped = not path or any(each.status not in UNFINISHED for each in path)
+        step = before or new
+        if stopped or step.status == "finished":
+            return Grant(step, None, stopped=stopped)
+        held = Hold(step.held_tokens, step.held_cost)
+        output, exceeded = (None, None) if want is None else _allowed(path, held, want)
+        if exceeded is not None:
+            if before is not None:
+                step = _refused(before, new.started_at)
+                self._save(connection, path, step, held, Hold(), before)
+            return Grant(step, None, exceeded)
+        holds = Hold() if want is None or output is None else _most(want, output)
+        step = step._replace(
+            name=new.name,
+            status="running",
+            runs=step.runs + 1,
+            finished_at=None,
+            error=None,
+            held_tokens=holds.tokens,
+            held_cost=holds.cost,
+        )
+        self._save(connection, path, step, held, holds, before)
         return Grant(step, output)
 
-    async def _save(
-        self, connection: AsyncConnection, path: Sequence[Task], step: Step, was: Hold, holds: Hold, before: Step | None
+    def _save(
+        self, connection: Connection, path: Sequence[Task], step: Step, was: Hold, holds: Hold, before: Step | None
     ) -> None:
         """Write a step that begins, and what it holds now instead of what it held."""
         values = step._asdict()
         if before is None:
-            await connection.execute(insert(task_steps).values({**values, "tenant_id": self.tenant_id}))
+            connection.execute(insert(task_steps).values({**values, "tenant_id": self.tenant_id}))
         else:
             column = task_steps.c
             chosen = self._where(task_steps), column.task_id == step.task_id, column.key == step.key
-            await connection.execute(update(task_steps).where(*chosen).values(values))
+            connection.execute(update(task_steps).where(*chosen).values(values))
         if was != holds:
             column = tasks.c
             held = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path]))
-            await connection.execute(
+            connection.execute(
                 held.values(
                     held_tokens=column.held_tokens + (holds.tokens - was.tokens),
                     held_cost=column.held_cost + (holds.cost - was.cost),
@@ -122,35 +125,38 @@ class StepScope(EventScope):
 
         Cost that is not known charges nothing. A step that was begun again after it failed has what all its runs took. Raises Unavailable.
         """
-        told: list[Event] = []
-        async with self._database.write() as connection:
-            path = await self._path(connection, task)
-            before = await self._step(connection, task.id, key)
-            if before is None or not path:
-                raise ValueError("a step is settled that was not begun")
-            if before.status != "running":
-                return before
-            step = _ended(before, took)
-            column = task_steps.c
-            chosen = self._where(task_steps), column.task_id == task.id, column.key == key
-            await connection.execute(update(task_steps).where(*chosen).values(step._asdict()))
-            root = path[0]
-            open_ = root.status in UNFINISHED or not await self._ended(connection, root.id, root.last_seq)
-            await self._charge(connection, path, before, step, len(events) if open_ else 0)
-            if open_ and events:
-                ended = root.status not in UNFINISHED
-                told = await self._write_events(connection, root.id, root.last_seq, ended, events)
+        step, told = await self._database.work(lambda connection: self._settle(connection, task, key, took, events))
         self._tell(told)
         return step
 
-    async def _charge(
-        self, connection: AsyncConnection, path: Sequence[Task], before: Step, after: Step, events: int
-    ) -> None:
+    def _settle(
+        self, connection: Connection, task: Task, key: str, took: Took, events: Sequence[NewEvent]
+    ) -> tuple[Step, list[Event]]:
+        path = self._path(connection, task)
+        before = self._step(connection, task.id, key)
+        if before is None or not path:
+            raise ValueError("a step is settled that was not begun")
+        if before.status != "running":
+            return before, []
+        step = _ended(before, took)
+        column = task_steps.c
+        chosen = self._where(task_steps), column.task_id == task.id, column.key == key
+        connection.execute(update(task_steps).where(*chosen).values(step._asdict()))
+        root = path[0]
+        ended = root.status not in UNFINISHED
+        if ended and self._ended(connection, root.id, root.last_seq):
+            events = ()
+        self._charge(connection, path, before, step, len(events))
+        if not events:
+            return step, []
+        return step, self._write_events(connection, root.id, root.last_seq, ended, events)
+
+    def _charge(self, connection: Connection, path: Sequence[Task], before: Step, after: Step, events: int) -> None:
         """Release what a step held and add what it took, in its task and all above; number its events."""
         column = tasks.c
         cost = (after.cost or _NOTHING) - (before.cost or _NOTHING)
         charged = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path]))
-        await connection.execute(
+        connection.execute(
             charged.values(
                 held_tokens=column.held_tokens - before.held_tokens,
                 held_cost=column.held_cost - before.held_cost,
@@ -164,7 +170,7 @@ class StepScope(EventScope):
     async def step(self, task_id: str, key: str) -> Step | None:
         """A step. Raises Unavailable."""
         async with self._database.read() as connection:
-            return await self._step(connection, task_id, key)
+            return await connection.run_sync(self._step, task_id, key)
 
     async def steps(self, root_id: str) -> list[Step]:
         """All steps of a tree in the order they began. Raises Unavailable."""

@@ -13,8 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, and_, delete, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Select, and_, delete, func, insert, or_, select, update
 
 from hortator.store.database import Database
 from hortator.store.tables import task_events, task_files, task_steps, tasks, tenants
@@ -77,33 +76,36 @@ class TaskScope(StepScope, TaskFileScope):
     ) -> Added | None:
         """Keep a new root with its input files; None where the tenant has `unfinished` roots that have not ended. Raises Unavailable."""
         column = tasks.c
-        async with self._database.write() as connection:
-            # Two orders with one key, or the last free place, come one after another.
-            tenant = self._rows(tenants, tenants.c.id).with_for_update(key_share=True)
-            await connection.execute(tenant)
+        kept = as_kept(root)._replace(tenant_id=self.tenant_id)
+
+        def act(connection: Connection) -> tuple[Added | None, list[Event]]:
+            # Two orders with one key, or for the last free place, come one after another.
+            connection.execute(self._rows(tenants, tenants.c.id).with_for_update(key_share=True))
             if root.idempotency_key is not None:
                 known = self._rows(tasks).where(column.idempotency_key == root.idempotency_key)
-                row = (await connection.execute(known)).first()
+                row = connection.execute(known).first()
                 if row is not None:
                     found = as_task(row)
-                    return Added(found, created=False, same=found.fingerprint == root.fingerprint)
+                    return Added(found, created=False, same=found.fingerprint == root.fingerprint), []
             open_ = self._rows(tasks, column.id).where(column.parent_task_id.is_(None), column.status.in_(UNFINISHED))
             found_open = open_.limit(unfinished).subquery()
             counted = found_open.select().with_only_columns(func.count(found_open.c.id))
-            if (await connection.execute(counted)).scalar_one() >= unfinished:
-                return None
-            kept = as_kept(root)._replace(tenant_id=self.tenant_id)
-            await connection.execute(insert(tasks).values({**kept._asdict(), "tenant_id": self.tenant_id}))
-            await self._put_all(connection, [(kept, file) for file in files])
-            told = await self._append(connection, root.id, events)
-        self._tell(told)
-        return Added(kept._replace(last_seq=kept.last_seq + len(told)), created=True, same=True)
+            if connection.execute(counted).scalar_one() >= unfinished:
+                return None, []
+            connection.execute(insert(tasks).values({**kept._asdict(), "tenant_id": self.tenant_id}))
+            self._put_all(connection, [(kept, file) for file in files])
+            told = self._append(connection, root.id, events)
+            return Added(kept._replace(last_seq=kept.last_seq + len(told)), created=True, same=True), told
 
-    async def _put_all(self, connection: AsyncConnection, files: Sequence[tuple[Task, NewFile]]) -> None:
+        added, told = await self._database.work(act)
+        self._tell(told)
+        return added
+
+    def _put_all(self, connection: Connection, files: Sequence[tuple[Task, NewFile]]) -> None:
         """Insert the files of new tasks."""
         rows = [{**file_row(task, file), "tenant_id": self.tenant_id} for task, file in files]
         if rows:
-            await connection.execute(insert(task_files), [{**row, "tenant_id": self.tenant_id} for row in rows])
+            connection.execute(insert(task_files), [{**row, "tenant_id": self.tenant_id} for row in rows])
 
     async def find(self, id: str) -> Task | None:
         """The task of that id. Raises Unavailable."""
@@ -157,24 +159,28 @@ class TaskScope(StepScope, TaskFileScope):
         that are there already are left out. Raises Unavailable.
         """
         column = tasks.c
-        async with self._database.write() as connection:
-            await self._lock(connection, parent.root_id)
-            status = (await connection.execute(self._rows(tasks, column.status).where(column.id == parent.id))).scalar()
+
+        def act(connection: Connection) -> tuple[bool, list[Event]]:
+            self._lock(connection, parent.root_id)
+            status = connection.execute(self._rows(tasks, column.status).where(column.id == parent.id)).scalar()
             there = self._rows(tasks, column.id).where(column.root_id == parent.root_id)
-            known = {id for (id,) in await connection.execute(there)}
+            known = {id for (id,) in connection.execute(there)}
             new = {each.id: as_kept(each) for each in children if each.id not in known}
             if children and not new:
-                return True
+                return True, []
             if status not in UNFINISHED or len(known) + len(new) > most:
-                return False
-            rows = [{**each._asdict(), "tenant_id": self.tenant_id} for each in new.values()]
+                return False, []
+            rows = [each._asdict() for each in new.values()]
             if rows:
-                await connection.execute(insert(tasks), [{**row, "tenant_id": self.tenant_id} for row in rows])
-            await self._put_all(connection, [(new[id], file) for id, file in files if id in new])
+                connection.execute(insert(tasks), [{**row, "tenant_id": self.tenant_id} for row in rows])
+            self._put_all(connection, [(new[id], file) for id, file in files if id in new])
             old = {each.id for each in children} - new.keys()
-            told = await self._append(connection, parent.root_id, [each for each in events if each.task_id not in old])
+            told = self._append(connection, parent.root_id, [each for each in events if each.task_id not in old])
+            return True, told
+
+        added, told = await self._database.work(act)
         self._tell(told)
-        return True
+        return added
 
     async def change(
         self, id: str, to: str, *, of: Sequence[str], values: Mapping[str, Any], events: Sequence[NewEvent]
@@ -185,38 +191,37 @@ class TaskScope(StepScope, TaskFileScope):
         """
         column = tasks.c
         ends = to not in UNFINISHED
-        told: list[Event] = []
-        async with self._database.write() as connection:
-            row = (await connection.execute(self._rows(tasks).where(column.id == id))).first()
-            if row is None:
-                return False
-            task = as_task(row)
-            path = await self._path(connection, task)
-            if path[-1].status not in of or path[-1].status not in UNFINISHED:
-                return False
-            changed = update(tasks).where(self._where(tasks), column.id == id)
-            new = {"completed_at": now(), **_clean(values)} if ends else _clean(values)
-            await connection.execute(changed.values({**new, "status": to}))
-            if ends and path[-1].held_tokens:
-                await self._release(connection, path)
-            told = await self._append(connection, task.root_id, events)
-        self._tell(told, [id] if ends else [])
-        return True
+        new = {"completed_at": now(), **_clean(values)} if ends else _clean(values)
 
-    async def _release(self, connection: AsyncConnection, path: Sequence[Task]) -> None:
+        def act(connection: Connection) -> list[Event] | None:
+            row = connection.execute(self._rows(tasks).where(column.id == id)).first()
+            if row is None:
+                return None
+            path = self._path(connection, as_task(row))
+            if path[-1].status not in of or path[-1].status not in UNFINISHED:
+                return None
+            changed = update(tasks).where(self._where(tasks), column.id == id)
+            connection.execute(changed.values({**new, "status": to}))
+            if ends and path[-1].held_tokens:
+                self._release(connection, path)
+            return self._append(connection, path[0].id, events)
+
+        told = await self._database.work(act)
+        self._tell(told or (), [id] if ends and told is not None else [])
+        return told is not None
+
+    def _release(self, connection: Connection, path: Sequence[Task]) -> None:
         """Release what the last task's own steps hold, in it and in all above."""
         step, column = task_steps.c, tasks.c
         own = self._rows(task_steps, func.sum(step.held_tokens), func.sum(step.held_cost))
-        sums = (await connection.execute(own.where(step.task_id == path[-1].id, step.status == "running"))).one()
+        sums = (connection.execute(own.where(step.task_id == path[-1].id, step.status == "running"))).one()
         tokens, cost = sums
         if not tokens:
             return
         freed = update(task_steps).where(self._where(task_steps), step.task_id == path[-1].id, step.status == "running")
-        await connection.execute(freed.values(held_tokens=0, held_cost=_NOTHING))
+        connection.execute(freed.values(held_tokens=0, held_cost=_NOTHING))
         released = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path]))
-        await connection.execute(
-            released.values(held_tokens=column.held_tokens - tokens, held_cost=column.held_cost - cost)
-        )
+        connection.execute(released.values(held_tokens=column.held_tokens - tokens, held_cost=column.held_cost - cost))
 
     def _below(self, id: str) -> Select[Any]:
         """Ids of a task and all below it."""
@@ -230,39 +235,39 @@ class TaskScope(StepScope, TaskFileScope):
 
         What they hold is released: a call that is still running is charged all the same when it ends.
         """
-        column = tasks.c
-        async with self._database.write() as connection:
-            row = (await connection.execute(self._rows(tasks).where(column.id == id))).first()
-            if row is None:
-                return []
-            path = await self._path(connection, as_task(row))
-            below = [each for (each,) in await connection.execute(self._below(id))]
-            found = await connection.execute(self._locked(below))
-            ended = [task for task in map(as_task, found) if task.status in UNFINISHED]
-            if not ended:
-                return []
-            ids = [task.id for task in ended]
-            shown = text(message)[:MESSAGE_CHARACTERS]
-            changed = update(tasks).where(self._where(tasks), column.id.in_(ids))
-            error = {"code": "task_cancelled", "message": shown}
-            await connection.execute(changed.values(status="Cancelled", completed_at=now(), message=shown, error=error))
-            freed = update(task_steps).where(self._where(task_steps), task_steps.c.task_id.in_(below))
-            await connection.execute(
-                freed.where(task_steps.c.status == "running").values(held_tokens=0, held_cost=_NOTHING)
-            )
-            emptied = update(tasks).where(self._where(tasks), column.id.in_(below))
-            await connection.execute(emptied.values(held_tokens=0, held_cost=_NOTHING))
-            held = path[-1]
-            if len(path) > 1 and held.held_tokens:
-                above = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path[:-1]]))
-                await connection.execute(
-                    above.values(
-                        held_tokens=column.held_tokens - held.held_tokens, held_cost=column.held_cost - held.held_cost
-                    )
-                )
-            told = await self._append(connection, path[0].id, _cancelled(ended, shown))
+        ids, told = await self._database.work(lambda connection: self._cancel(connection, id, message))
         self._tell(told, ids)
         return ids
+
+    def _cancel(self, connection: Connection, id: str, message: str) -> tuple[list[str], list[Event]]:
+        column = tasks.c
+        row = connection.execute(self._rows(tasks).where(column.id == id)).first()
+        if row is None:
+            return [], []
+        path = self._path(connection, as_task(row))
+        below = [each for (each,) in connection.execute(self._below(id))]
+        found = connection.execute(self._locked(below))
+        ended = [task for task in map(as_task, found) if task.status in UNFINISHED]
+        if not ended:
+            return [], []
+        ids = [task.id for task in ended]
+        shown = text(message)[:MESSAGE_CHARACTERS]
+        changed = update(tasks).where(self._where(tasks), column.id.in_(ids))
+        error = {"code": "task_cancelled", "message": shown}
+        connection.execute(changed.values(status="Cancelled", completed_at=now(), message=shown, error=error))
+        freed = update(task_steps).where(self._where(task_steps), task_steps.c.task_id.in_(below))
+        connection.execute(freed.where(task_steps.c.status == "running").values(held_tokens=0, held_cost=_NOTHING))
+        emptied = update(tasks).where(self._where(tasks), column.id.in_(below))
+        connection.execute(emptied.values(held_tokens=0, held_cost=_NOTHING))
+        held = path[-1]
+        if len(path) > 1 and held.held_tokens:
+            above = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path[:-1]]))
+            connection.execute(
+                above.values(
+                    held_tokens=column.held_tokens - held.held_tokens, held_cost=column.held_cost - held.held_cost
+                )
+            )
+        return ids, self._append(connection, path[0].id, _cancelled(ended, shown))
 
 
 def as_kept(task: Task) -> Task:
