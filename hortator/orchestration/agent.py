@@ -84,7 +84,7 @@ class Agent:
         self._said: list[str] = []
         self._spawned = 0
         self._warned = False
-        self._tools = self._schemas()
+        self._tools = tuple(self._schemas())
 
     def _schemas(self) -> list[Mapping[str, Any]]:
         if self._toolbox is None:

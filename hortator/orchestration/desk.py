@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct, structs, to_builtins
 
-from hortator.call import Caller, TenantId
+from hortator.call import Caller, Preferences, TenantId
 from hortator.errors import HortatorError, TaskEnded, Unavailable
 from hortator.orchestration import legion, prompts
 from hortator.orchestration.ports import Answer, Ask, Corridor, Engine, Estimate, Spent, ToolCall
@@ -67,6 +67,11 @@ class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float = 0.0
     """Since something of the task was last written down."""
     ms: float = 0.0
+    attempts: int = 1
+    chosen: str = ""
+    reasoning: str = ""
+    fell_back: bool = False
+    """These four as in `ports.Answer`."""
 
 
 class ToolResult(Protocol):
@@ -163,6 +168,7 @@ class _Attempt(Struct, kw_only=True):
     response_format: Mapping[str, Any] | None
     stream: bool
     room: Room
+    preferences: Preferences | None = None
     number: int = 0
     pause: float = 0.0
     retried: int = 0
@@ -247,6 +253,7 @@ class Desk:
         tools: Sequence[Mapping[str, Any]] = (),
         response_format: Mapping[str, Any] | None = None,
         stream: bool = False,
+        preferences: Preferences | None = None,
     ) -> Said:
         """Ask a model, as the step `key`. `kind`: `plan`, `part` or `text`, how long its answer may be. `stream`: the answer is the tree's.
 
@@ -265,6 +272,7 @@ class Desk:
             response_format=response_format,
             stream=stream,
             room=self._room,
+            preferences=preferences,
         )
         self._streams += int(stream)
         how = legion.retries(self.task.tier, self.config.retry)
@@ -336,6 +344,7 @@ class Desk:
             tools=attempt.tools,
             response_format=attempt.response_format,
             task_type=self.task.task_type,
+            preferences=attempt.preferences,
             request_id=f"task_{self.task.id.replace('-', '')}_{name}",
             deadline=self.deadline,
         )
@@ -382,6 +391,10 @@ class Desk:
             user=user,
             seconds=round(time.monotonic() - self._written, 3),
             ms=round(answer.latency_ms, 1),
+            attempts=answer.attempts,
+            chosen=answer.chosen,
+            reasoning=answer.reasoning,
+            fell_back=answer.fell_back,
         )
         result = {"said": to_builtins(said)}
         took = Took(

@@ -42,10 +42,15 @@ class Ending:
         self._task = task
         self._leave = leave
         self._most = most_files, most_bytes
+        self._kept: Outcome | None = None
 
     @property
     def _root(self) -> bool:
         return self._task.id == self._task.root_id
+
+    def keep(self, outcome: Outcome) -> None:
+        """Take what was achieved so far: the result, should the task end early."""
+        self._kept = outcome
 
     async def completed(self, outcome: Outcome) -> None:
         """End with a result."""
@@ -62,9 +67,12 @@ class Ending:
         await self._stop_children()
         parts = await self._children()
         done = [family.done(child) for child in parts]
-        text = results.joined([part for part in done if part.text]) or await self._last_words()
+        kept = self._kept
+        text = (
+            kept.content if kept else results.joined([part for part in done if part.text]) or await self._last_words()
+        )
         error = {"code": code, "message": message, **({} if of is None else {"task_id": of})}
-        found = await self._results(text, parts, None, text_only=False) if text else None
+        found = await self._results(text, parts, kept.data if kept else None, text_only=False) if text else None
         await self._end(phase, found, error, message)
 
     async def cancelled(self, message: str) -> None:

@@ -88,7 +88,7 @@ class Lead:
                 parts=tuple(Part(**{**part, "dependencies": tuple(part.get("dependencies", ()))}) for part in given),
                 source="planned",
             )
-        if self._strategy == "none":
+        if self._strategy == "none" or desk.task.depth >= self._bounds.depth:
             raise NoTeam
         return await self._planned()
 

@@ -64,6 +64,12 @@ class Answer(Struct, frozen=True, kw_only=True):
     request_id: str
     latency_ms: float
     attempts: int
+    chosen: str = ""
+    """The model that was named or that routing chose first."""
+    reasoning: str = ""
+    """Why routing chose it; empty where it was named."""
+    fell_back: bool = False
+    """A model that stood by answered in its place."""
 
 
 class Estimate(Struct, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ from hortator.orchestration.agent import Agent, Toolbox
 from hortator.orchestration.desk import Desk, Hub, OverBudget, Places, Stopped, patiently
 from hortator.orchestration.ending import Ending
 from hortator.orchestration.lead import Lead, NoTeam, Outcome
-from hortator.orchestration.ports import Corridor, Engine
+from hortator.orchestration.ports import Corridor, Engine, Handler
 from hortator.orchestration.prompts import Brief, Message, Room
 from hortator.orchestration.roles import Roles
 from hortator.orchestration.slots import Slots
@@ -49,9 +49,19 @@ _NEVER_STARTED: Final = "None of the parts that it needs gave a result."
 class Work:
     """A task as a pattern sees it: a desk to ask at, and agents to send."""
 
-    def __init__(self, tree: Tree, desk: Desk, brief: Brief) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        desk: Desk,
+        brief: Brief,
+        keep: Callable[[Outcome], None],
+        done: Sequence[prompts.Done] = (),
+    ) -> None:
+        """`keep`: takes what was achieved so far, for when the task ends early. `done`: what became of the tasks that it waited for."""
         self.desk = desk
         self.brief = brief
+        self.keep = keep
+        self.done = done
         self._tree = tree
 
     @property
@@ -90,7 +100,7 @@ Pattern = Callable[[Work], Awaitable[Outcome]]
 
 
 class Tree:
-    """One per process: `work` handles the kind `task`, `interrupted` what the engine gave up."""
+    """One per process; `handlers` are what the engine runs."""
 
     def __init__(
         self,
@@ -118,6 +128,11 @@ class Tree:
         self._running: dict[str, asyncio.Task[Any]] = {}
         self._stopped: set[str] = set()
         hub.on_cancel(self.stop)
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """For the engine."""
+        return {"task": self.work, "task.dead": self.interrupted}
 
     def stop(self, ids: Sequence[str]) -> None:
         """End the handlers of tasks that were cancelled, with the calls they make, at once. Others' ids are passed over."""
@@ -212,7 +227,7 @@ class Tree:
             pattern = self._patterns.get(task.pattern)
             if pattern is None:
                 raise TaskEnded(f"There is no pattern {task.pattern!r} here.", code="task_failed")
-            await ending.completed(await pattern(Work(self, desk, brief)))
+            await ending.completed(await pattern(Work(self, desk, brief, ending.keep)))
         else:
             await self._child(desk, brief, ending)
 
@@ -227,7 +242,11 @@ class Tree:
         else:
             async with await desk.seat():
                 await self._begun(desk)
-                outcome = await self._part(desk, brief, done)
+                pattern = None if desk.task.pattern == "team" else self._patterns.get(desk.task.pattern)
+                if pattern is None:
+                    outcome = await self._part(desk, brief, done)
+                else:
+                    outcome = await pattern(Work(self, desk, brief, ending.keep, done))
             await ending.completed(outcome)
 
     async def _begun(self, desk: Desk) -> None:

@@ -165,7 +165,7 @@ class Field:
         return field
 
     async def start(self) -> None:
-        await self.engine.start({"task": self.tree.work})
+        await self.engine.start(self.tree.handlers)
 
     async def order(
         self,
