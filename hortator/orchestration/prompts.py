@@ -254,7 +254,8 @@ def _line(report: str) -> str:
 def output(kind: str, asked: int | None, room: Room) -> int:
     """Return how long an answer may be, tokens: of a `plan`, a `part`, or anything else. `asked`: what the order or the role says."""
     own = _PLAN_OUTPUT if kind == "plan" else _PART_OUTPUT if kind == "part" else room.output
-    return min(asked or own, room.output) if room is TIGHT else (asked or own)
+    wanted = min(asked or own, own) if kind == "plan" else asked or own
+    return min(wanted, room.output) if room is TIGHT else wanted
 
 
 def trimmed(messages: Sequence[Message], room: Room) -> list[Message]:

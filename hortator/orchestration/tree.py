@@ -130,7 +130,7 @@ class Tree:
         hub.on_cancel(self.stop)
 
     @property
-    def handlers(self) -> Mapping[str, Handler]:
+    def handlers(self) -> dict[str, Handler]:
         """For the engine."""
         return {"task": self.work, "task.dead": self.interrupted}
 
@@ -207,7 +207,13 @@ class Tree:
         """Do a task. Raises what ends it early."""
         scope = self._hub.scope(task.tenant_id)
         config = msgspec.convert(task.config or {}, TaskConfig)
-        config = structs.replace(config, capabilities=legion.capabilities(task.tier, config.capabilities, None))
+        role = self._roles.find(task.role)
+        config = structs.replace(
+            config,
+            capabilities=legion.capabilities(task.tier, config.capabilities, None),
+            temperature=role.temperature if role and config.temperature is None else config.temperature,
+            max_tokens=role.max_tokens if role and config.max_tokens is None else config.max_tokens,
+        )
         caller = await patiently(lambda: self._corridor.caller(str(task.key_hash), task.priority))
         desk = Desk(
             task,
@@ -221,15 +227,19 @@ class Tree:
             deadline=deadline,
         )
         brief = await self._brief(desk)
-        if desk.root:
-            begun = desk.event("task_started", "Work has begun")
-            await desk.phase("Running", ("Pending",), begun, started_at=datetime.now(UTC))
-            pattern = self._patterns.get(task.pattern)
-            if pattern is None:
-                raise TaskEnded(f"There is no pattern {task.pattern!r} here.", code="task_failed")
-            await ending.completed(await pattern(Work(self, desk, brief, ending.keep)))
-        else:
+        if not desk.root:
             await self._child(desk, brief, ending)
+        else:
+            await self._root(desk, brief, ending)
+
+    async def _root(self, desk: Desk, brief: Brief, ending: Ending) -> None:
+        """Do a whole tree."""
+        begun = desk.event("task_started", "Work has begun")
+        await desk.phase("Running", ("Pending",), begun, started_at=datetime.now(UTC))
+        pattern = self._patterns.get(desk.task.pattern)
+        if pattern is None:
+            raise TaskEnded(f"There is no pattern {desk.task.pattern!r} here.", code="task_failed")
+        await ending.completed(await pattern(Work(self, desk, brief, ending.keep)))
 
     async def _child(self, desk: Desk, brief: Brief, ending: Ending) -> None:
         """Do a task below a root, once what it depends on has ended."""

@@ -17,9 +17,11 @@ from msgspec import to_builtins
 
 from hortator.call import Caller, KeyHash, TenantId, Usage
 from hortator.errors import HortatorError
+from hortator.orchestration.engine import DurableEngine
 from hortator.orchestration.events import Hub
-from hortator.orchestration.ports import Answer, Ask, Estimate, ToolCall
+from hortator.orchestration.ports import Answer, Ask, Engine, Estimate, ToolCall
 from hortator.orchestration.roles import Roles
+from hortator.orchestration.slots import Slots
 from hortator.orchestration.tree import Pattern, ToolMaker, Tree
 from hortator.settings.document import Orchestration
 from hortator.store import Database
@@ -143,13 +145,22 @@ class Field:
     """One process with a store of its own."""
 
     def __init__(
-        self, database: Database, tenant: str, script: Script, tools: ToolMaker | None, patterns: dict[str, Pattern]
+        self,
+        database: Database,
+        tenant: str,
+        script: Script,
+        tools: ToolMaker | None = None,
+        patterns: dict[str, Pattern] | None = None,
+        slots: Slots | None = None,
+        durable: DurableEngine | None = None,
     ) -> None:
         self.script = script
         self.engine = MemoryEngine()
+        engine = durable or self.engine
         self.hub = Listening(database)
         self.scope = self.hub.scope(TenantId(tenant))
-        self.tree = Tree(database, self.engine, script, self.hub, Roles(), Orchestration(), tools, patterns)
+        self.begins: Engine = engine
+        self.tree = Tree(database, engine, script, self.hub, Roles(), Orchestration(), tools, patterns, slots)
 
     @classmethod
     async def of(
@@ -158,9 +169,10 @@ class Field:
         script: Script,
         tools: ToolMaker | None = None,
         patterns: dict[str, Pattern] | None = None,
+        slots: Slots | None = None,
     ) -> Field:
         tenant = await add_tenant(database, "A", "a", datetime.now(UTC))
-        field = cls(database, str(tenant.id), script, tools, patterns or {})
+        field = cls(database, str(tenant.id), script, tools, patterns, slots)
         await field.start()
         return field
 
@@ -203,7 +215,7 @@ class Field:
             deadline_at=datetime.now(UTC) + timedelta(seconds=deadline),
         )._replace(**values)
         assert await self.scope.add(root, files, [NewEvent(type="task_created", task_id=id)], 1_000) is not None
-        await self.engine.begin("task", id, tenant_id=str(self.scope.tenant_id))
+        await self.begins.begin("task", id, tenant_id=str(self.scope.tenant_id))
         return id
 
     def has_ended(self, root_id: str, name: str) -> Callable[[], Awaitable[bool]]:

@@ -11,6 +11,7 @@ import pytest
 
 from hortator.errors import ConnectFailed, InvalidRequest
 from hortator.orchestration.ports import Ask
+from hortator.orchestration.slots import Slots
 from hortator.store import Database, migrate, sqlite_url
 from hortator.store.tasks import NewEvent
 from hortator.wire.tasks import TERMINAL, Budget, Retry, TaskConfig
@@ -472,3 +473,20 @@ async def test_a_pattern_that_is_not_there_fails_the_tree(database: Database) ->
     field = await Field.of(database, says())
     root = await field.run(pattern="smart")
     assert root.status == "Failed" and field.script.asks == []
+
+
+async def test_no_more_trees_work_at_once_than_there_are_places(database: Database) -> None:
+    go = asyncio.Event()
+
+    async def wait(ask: Ask) -> Reply:
+        await go.wait()
+        return "done"
+
+    field = await Field.of(database, Script(wait), slots=Slots(1))
+    alone = TaskConfig(decomposition_strategy="none")
+    ids = [await field.order(config=alone) for _ in range(3)]
+    await eventually(lambda: field.script.now == 1)
+    states = [(await field.scope.find(id) or pytest.fail("gone")).status for id in ids]
+    assert sorted(states) == ["Pending", "Pending", "Running"]
+    go.set()
+    assert [(await field.ended(id)).status for id in ids] == ["Completed"] * 3 and field.script.most == 1
