@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import pytest
 import uuid_utils
 from msgspec import to_builtins
 
@@ -24,7 +28,7 @@ from hortator.orchestration.roles import Roles
 from hortator.orchestration.slots import Slots
 from hortator.orchestration.tree import Pattern, ToolMaker, Tree
 from hortator.settings.document import Orchestration
-from hortator.store import Database
+from hortator.store import Database, migrate, sqlite_url
 from hortator.store.queries import add_tenant
 from hortator.store.tasks import NewEvent, NewFile, Task
 from hortator.wire.events import Delta, Event
@@ -129,6 +133,35 @@ class Script:
             self.ended += 1
 
 
+@lru_cache
+def roles() -> Roles:
+    """The built-in roles, read once."""
+    return Roles()
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a migrated store that nobody uses: a copy costs a hundredth of a migration."""
+    folder = tmp_path_factory.mktemp("migrated")
+
+    async def make() -> None:
+        made = Database(sqlite_url(folder / "store.db"))
+        await migrate(made)
+        await made.close()
+
+    asyncio.run(make())
+    return folder
+
+
+@pytest.fixture
+async def store(migrated: Path, tmp_path: Path) -> AsyncIterator[Database]:
+    """A migrated store on SQLite."""
+    shutil.copytree(migrated, tmp_path / "store")
+    opened = Database(sqlite_url(tmp_path / "store" / "store.db"))
+    yield opened
+    await opened.close()
+
+
 class Listening(Hub):
     """The hub, which also keeps what is said."""
 
@@ -160,7 +193,7 @@ class Field:
         self.hub = Listening(database)
         self.scope = self.hub.scope(TenantId(tenant))
         self.begins: Engine = engine
-        self.tree = Tree(database, engine, script, self.hub, Roles(), Orchestration(), tools, patterns, slots)
+        self.tree = Tree(database, engine, script, self.hub, roles(), Orchestration(), tools, patterns, slots)
 
     @classmethod
     async def of(

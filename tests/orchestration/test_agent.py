@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,21 +12,15 @@ import pytest
 from hortator.errors import InvalidRequest
 from hortator.orchestration.ports import Answer, Ask, ToolCall
 from hortator.orchestration.tools import ToolResult
-from hortator.store import Database, migrate, sqlite_url
+from hortator.store import Database
 from hortator.store.tasks import NewEvent, NewFile, Task, TaskScope
 from hortator.wire.tasks import Stuck, TaskConfig
-from tests.orchestration.field import Field, Reply, Script, answer, calling, consistent, kind
+from tests.orchestration.field import Field, Reply, Script, answer, calling, consistent, kind, migrated, store
+
+__all__ = ["migrated", "store"]
 
 ALONE = TaskConfig(decomposition_strategy="none", capabilities=("web-fetch",))
 FETCH = {"type": "function", "function": {"name": "web_fetch", "parameters": {"type": "object"}}}
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = Database(sqlite_url(tmp_path / "store.db"))
-    await migrate(opened)
-    yield opened
-    await opened.close()
 
 
 class Box:
@@ -70,9 +63,9 @@ def script(*replies: Reply) -> Script:
     return Script(lambda ask: left.pop(0) if len(left) > 1 else left[0])
 
 
-async def test_an_agent_uses_tools_until_it_answers(database: Database) -> None:
+async def test_an_agent_uses_tools_until_it_answers(store: Database) -> None:
     boxes = Boxes(web_fetch="42 degrees")
-    field = await Field.of(database, script(calling("web_fetch", url="http://x"), "It is 42 degrees."), boxes)
+    field = await Field.of(store, script(calling("web_fetch", url="http://x"), "It is 42 degrees."), boxes)
     root = await field.run("How warm is it?", config=ALONE)
     assert (root.results or {})["content"] == "It is 42 degrees."
     assert boxes.ran == [("web_fetch", '{"url": "http://x"}')]
@@ -93,9 +86,9 @@ async def test_an_agent_uses_tools_until_it_answers(database: Database) -> None:
     consistent(events)
 
 
-async def test_tools_are_offered_only_where_something_asks_for_them(database: Database) -> None:
+async def test_tools_are_offered_only_where_something_asks_for_them(store: Database) -> None:
     boxes = Boxes()
-    field = await Field.of(database, script("hi"), boxes)
+    field = await Field.of(store, script("hi"), boxes)
     none = TaskConfig(decomposition_strategy="none")
     await field.run("Hello", config=none)
     assert boxes.made == [] and field.script.asks[-1].tools == ()
@@ -105,46 +98,46 @@ async def test_tools_are_offered_only_where_something_asks_for_them(database: Da
     assert "text of a" in str(field.script.asks[-1].messages)
 
 
-async def test_a_model_that_knows_no_tools_works_without(database: Database) -> None:
+async def test_a_model_that_knows_no_tools_works_without(store: Database) -> None:
     refused = InvalidRequest("no tools here", code="unsupported_by_model", param="tools")
-    field = await Field.of(database, Script(lambda ask: refused if ask.tools else "done"), Boxes())
+    field = await Field.of(store, Script(lambda ask: refused if ask.tools else "done"), Boxes())
     root = await field.run(config=ALONE)
     assert root.status == "Completed" and len(field.script.asks) == 2
 
 
-async def test_after_its_last_turn_an_agent_must_answer(database: Database) -> None:
+async def test_after_its_last_turn_an_agent_must_answer(store: Database) -> None:
     def reply(ask: Ask) -> Reply:
         return calling("web_fetch", n=len(field.script.asks)) if ask.tools else "enough"
 
-    field = await Field.of(database, Script(reply), Boxes(web_fetch="more"))
+    field = await Field.of(store, Script(reply), Boxes(web_fetch="more"))
     config = TaskConfig(decomposition_strategy="none", capabilities=("web-fetch",), max_iterations=4)
     root = await field.run(config=config)
     assert (root.results or {})["content"] == "enough" and len(field.script.asks) == 4
     assert "No more tools" in str(field.script.asks[-1].messages[-1]["content"])
 
 
-async def test_an_agent_that_says_nothing_twice_fails(database: Database) -> None:
-    field = await Field.of(database, script(""))
+async def test_an_agent_that_says_nothing_twice_fails(store: Database) -> None:
+    field = await Field.of(store, script(""))
     root = await field.run(config=TaskConfig(decomposition_strategy="none"))
     assert root.status == "Failed" and (root.error or {})["code"] == "task_failed" and len(field.script.asks) == 2
 
 
-async def test_a_tool_that_is_not_there_is_told_to_the_model(database: Database) -> None:
-    field = await Field.of(database, script(calling("rm"), "sorry"), Boxes())
+async def test_a_tool_that_is_not_there_is_told_to_the_model(store: Database) -> None:
+    field = await Field.of(store, script(calling("rm"), "sorry"), Boxes())
     root = await field.run(config=ALONE)
     assert root.status == "Completed" and "There is no tool 'rm'" in str(field.script.asks[1].messages[-1]["content"])
 
 
-async def test_too_many_tool_calls_of_one_turn_are_refused(database: Database) -> None:
+async def test_too_many_tool_calls_of_one_turn_are_refused(store: Database) -> None:
     calls = tuple(ToolCall(id=f"c{n}", name="web_fetch", arguments="{}") for n in range(10))
     boxes = Boxes(web_fetch="x")
-    field = await Field.of(database, script(answer("", calls=calls), "done"), boxes)
+    field = await Field.of(store, script(answer("", calls=calls), "done"), boxes)
     await field.run(config=ALONE)
     assert len(boxes.ran) == 8 and "at most 8" in str(field.script.asks[1].messages[-1]["content"])
 
 
-async def test_exit_criteria_and_parameters_are_told(database: Database) -> None:
-    field = await Field.of(database, script("done"))
+async def test_exit_criteria_and_parameters_are_told(store: Database) -> None:
+    field = await Field.of(store, script("done"))
     config = TaskConfig(decomposition_strategy="none", exit_criteria="three sources", parameters={"jurisdiction": "EU"})
     await field.run(config=config)
     assert "three sources" in str(field.script.asks[0].messages) and "EU" in str(field.script.asks[0].messages)
@@ -157,7 +150,7 @@ def spawning(**arguments: Any) -> Answer:
     return calling("spawn_task", prompt="look there", **arguments)
 
 
-async def test_an_agent_sends_another_and_gets_its_result(database: Database) -> None:
+async def test_an_agent_sends_another_and_gets_its_result(store: Database) -> None:
     boxes = Boxes(web_fetch="x")
 
     def reply(ask: Ask) -> Reply:
@@ -169,7 +162,7 @@ async def test_an_agent_sends_another_and_gets_its_result(database: Database) ->
             else spawning(tier="legionary", capabilities=["web-fetch", "shell"])
         )
 
-    field = await Field.of(database, Script(reply), boxes)
+    field = await Field.of(store, Script(reply), boxes)
     root = await field.run(config=SPAWNER)
     tasks = await field.tasks(root.id)
     assert root.status == "Completed" and tasks["task-1"].tier == "legionary" and tasks["task-1"].depth == 1
@@ -188,21 +181,21 @@ async def test_an_agent_sends_another_and_gets_its_result(database: Database) ->
     ],
 )  # fmt: skip
 async def test_what_an_agent_may_not_send_is_told_to_it(
-    database: Database, config: TaskConfig, arguments: dict[str, Any], says: str
+    store: Database, config: TaskConfig, arguments: dict[str, Any], says: str
 ) -> None:
-    field = await Field.of(database, script(spawning(**arguments), "alone then"), Boxes())
+    field = await Field.of(store, script(spawning(**arguments), "alone then"), Boxes())
     root = await field.run(config=config)
     assert root.status == "Completed" and says in str(field.script.asks[1].messages[-1]["content"])
     assert len(await field.tasks(root.id)) == 1
 
 
-async def test_a_tree_is_never_deeper_than_allowed(database: Database) -> None:
+async def test_a_tree_is_never_deeper_than_allowed(store: Database) -> None:
     config = TaskConfig(decomposition_strategy="none", tier="tribune", capabilities=("web-fetch", "spawn"), max_depth=1)
 
     def reply(ask: Ask) -> Reply:
         return "done" if "done" in str(ask.messages) or kind(ask) == "look there" else spawning(tier="centurion")
 
-    field = await Field.of(database, Script(reply), Boxes())
+    field = await Field.of(store, Script(reply), Boxes())
     root = await field.run(config=config)
     assert root.status == "Completed" and max(task.depth for task in (await field.tasks(root.id)).values()) == 1
 
@@ -211,16 +204,16 @@ def circling(ask: Ask) -> Reply:
     return "at last" if "You repeat yourself" in str(ask.messages) else calling("web_fetch", url="http://same")
 
 
-async def test_an_agent_that_goes_round_in_circles_is_warned(database: Database) -> None:
-    field = await Field.of(database, Script(circling), Boxes(web_fetch="same"))
+async def test_an_agent_that_goes_round_in_circles_is_warned(store: Database) -> None:
+    field = await Field.of(store, Script(circling), Boxes(web_fetch="same"))
     root = await field.run(config=ALONE)
     assert root.status == "Completed" and len(field.script.asks) == 5
     (stuck,) = await field.events(root.id, "stuck_detected")
     assert stuck.details["action"] == "warn" and stuck.details["score"] >= 0.5
 
 
-async def test_an_agent_that_goes_round_in_circles_is_ended_where_that_is_wanted(database: Database) -> None:
-    field = await Field.of(database, Script(circling), Boxes(web_fetch="same"))
+async def test_an_agent_that_goes_round_in_circles_is_ended_where_that_is_wanted(store: Database) -> None:
+    field = await Field.of(store, Script(circling), Boxes(web_fetch="same"))
     config = TaskConfig(
         decomposition_strategy="none", capabilities=("web-fetch",), stuck_detection=Stuck(action="kill")
     )
@@ -228,8 +221,8 @@ async def test_an_agent_that_goes_round_in_circles_is_ended_where_that_is_wanted
     assert root.status == "Failed" and "circles" in (root.error or {})["message"]
 
 
-async def test_an_agent_that_goes_round_in_circles_gets_a_better_model_where_that_is_wanted(database: Database) -> None:
-    field = await Field.of(database, Script(circling), Boxes(web_fetch="same"))
+async def test_an_agent_that_goes_round_in_circles_gets_a_better_model_where_that_is_wanted(store: Database) -> None:
+    field = await Field.of(store, Script(circling), Boxes(web_fetch="same"))
     config = TaskConfig(
         decomposition_strategy="none",
         tier="legionary",
@@ -242,7 +235,7 @@ async def test_an_agent_that_goes_round_in_circles_gets_a_better_model_where_tha
     assert [(ask.tier, ask.model) for ask in field.script.asks[-2:]] == [("legionary", "small"), ("centurion", "large")]
 
 
-async def test_a_crash_among_tool_calls_repeats_none_that_finished(database: Database) -> None:
+async def test_a_crash_among_tool_calls_repeats_none_that_finished(store: Database) -> None:
     never = asyncio.Event()
     first = True
 
@@ -260,7 +253,7 @@ async def test_a_crash_among_tool_calls_repeats_none_that_finished(database: Dat
         return calling("web_fetch", n=1)
 
     boxes = Boxes(web_fetch="x1")
-    field = await Field.of(database, Script(reply), boxes)
+    field = await Field.of(store, Script(reply), boxes)
     id = await field.order(config=ALONE)
     async with asyncio.timeout(20):
         while first:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,24 +11,18 @@ import pytest
 from hortator.errors import ConnectFailed, InvalidRequest
 from hortator.orchestration.ports import Ask
 from hortator.orchestration.slots import Slots
-from hortator.store import Database, migrate, sqlite_url
+from hortator.store import Database
 from hortator.store.tasks import NewEvent
 from hortator.wire.tasks import TERMINAL, Budget, Retry, TaskConfig
 from tests.eventually import eventually
-from tests.orchestration.field import Field, Reply, Script, answer, consistent, kind, part, plan
+from tests.orchestration.field import Field, Reply, Script, answer, consistent, kind, migrated, part, plan, store
 from tests.orchestration.memory_engine import Work
+
+__all__ = ["migrated", "store"]
 
 BALANCED = TaskConfig(decomposition_strategy="balanced", max_agents=4)
 TWO = plan("a", "b")
 NOT_AGAIN = Retry(max_attempts=0)
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = Database(sqlite_url(tmp_path / "store.db"))
-    await migrate(opened)
-    yield opened
-    await opened.close()
 
 
 def says(**replies: Reply | Callable[[Ask], Reply | Awaitable[Reply]]) -> Script:
@@ -42,8 +35,8 @@ def says(**replies: Reply | Callable[[Ask], Reply | Awaitable[Reply]]) -> Script
     return Script(reply)
 
 
-async def test_a_team_plans_works_and_writes_one_answer(database: Database) -> None:
-    field = await Field.of(database, says(plan=TWO, synthesis="Use A. It is better."))
+async def test_a_team_plans_works_and_writes_one_answer(store: Database) -> None:
+    field = await Field.of(store, says(plan=TWO, synthesis="Use A. It is better."))
     root = await field.run()
     assert root.status == "Completed" and root.progress == 100
     assert sorted(field.script.kinds) == ["do a", "do b", "plan", "synthesis"]
@@ -78,14 +71,14 @@ async def test_a_team_plans_works_and_writes_one_answer(database: Database) -> N
     assert decomposed.details["estimated_time"].endswith("s") and decomposed.details["estimated_time_ms"] >= 1000
 
 
-async def test_the_answer_streams_as_it_is_written_and_nothing_else_does(database: Database) -> None:
-    field = await Field.of(database, says(plan=TWO, synthesis="one two three"))
+async def test_the_answer_streams_as_it_is_written_and_nothing_else_does(store: Database) -> None:
+    field = await Field.of(store, says(plan=TWO, synthesis="one two three"))
     await field.run()
     assert [(delta.offset, delta.text) for delta in field.hub.deltas] == [(0, "one"), (3, "two"), (6, "three")]
     assert len({delta.run for delta in field.hub.deltas}) == 1
 
 
-async def test_parts_that_need_nothing_are_worked_on_at_once(database: Database) -> None:
+async def test_parts_that_need_nothing_are_worked_on_at_once(store: Database) -> None:
     both = asyncio.Barrier(2)
 
     async def together(ask: Ask) -> Reply:
@@ -93,29 +86,29 @@ async def test_parts_that_need_nothing_are_worked_on_at_once(database: Database)
             await both.wait()
         return "done"
 
-    field = await Field.of(database, says(plan=TWO, do_a=together, do_b=together))
+    field = await Field.of(store, says(plan=TWO, do_a=together, do_b=together))
     assert (await field.run()).status == "Completed"
 
 
-async def test_a_part_waits_for_what_it_needs_and_is_told_the_result(database: Database) -> None:
-    field = await Field.of(database, says(plan=plan(part("a"), part("b", "a")), do_a="the secret is 7"))
+async def test_a_part_waits_for_what_it_needs_and_is_told_the_result(store: Database) -> None:
+    field = await Field.of(store, says(plan=plan(part("a"), part("b", "a")), do_a="the secret is 7"))
     root = await field.run()
     assert root.status == "Completed"
     assert field.script.kinds == ["plan", "do a", "do b", "synthesis"]
     assert "the secret is 7" in str(field.script.asks[2].messages)
 
 
-async def test_no_more_agents_work_at_once_than_allowed(database: Database) -> None:
-    field = await Field.of(database, says(plan=plan(*"abcdefgh")))
+async def test_no_more_agents_work_at_once_than_allowed(store: Database) -> None:
+    field = await Field.of(store, says(plan=plan(*"abcdefgh")))
     config = TaskConfig(decomposition_strategy="aggressive", max_agents=2)
     field.script.reply = lambda ask: plan("a", "b") if kind(ask) == "plan" else "x"
     await field.run(config=config)
     assert field.script.most <= 2
 
 
-async def test_groups_work_under_a_centurion(database: Database) -> None:
+async def test_groups_work_under_a_centurion(store: Database) -> None:
     wanted = plan(part("a1", group="a"), part("a2", "a1", group="a"), part("b", "a2"))
-    field = await Field.of(database, says(plan=wanted, group="group text"))
+    field = await Field.of(store, says(plan=wanted, group="group text"))
     root = await field.run()
     assert root.status == "Completed"
     tasks = await field.tasks(root.id)
@@ -132,17 +125,17 @@ async def test_groups_work_under_a_centurion(database: Database) -> None:
     [TaskConfig(decomposition_strategy="none"), TaskConfig(decomposition_strategy="balanced", tier="legionary")],
 )
 async def test_without_decomposition_one_agent_answers_and_its_text_streams(
-    database: Database, config: TaskConfig
+    store: Database, config: TaskConfig
 ) -> None:
-    field = await Field.of(database, says(single="the answer"))
+    field = await Field.of(store, says(single="the answer"))
     root = await field.run("Hi", config=config)
     assert root.status == "Completed" and (root.results or {})["content"] == "the answer"
     assert field.script.kinds == ["single"] and [delta.text for delta in field.hub.deltas] == ["the", "answer"]
     assert len(await field.tasks(root.id)) == 1
 
 
-async def test_a_plan_that_cannot_be_read_is_made_from_the_request(database: Database) -> None:
-    field = await Field.of(database, says(plan="I would look at both."))
+async def test_a_plan_that_cannot_be_read_is_made_from_the_request(store: Database) -> None:
+    field = await Field.of(store, says(plan="I would look at both."))
     root = await field.run("Compare Redis, Postgres and cookies")
     assert root.status == "Completed" and field.script.kinds.count("plan") == 1
     (decomposed,) = await field.events(root.id, "task_decomposed")
@@ -150,41 +143,41 @@ async def test_a_plan_that_cannot_be_read_is_made_from_the_request(database: Dat
     assert "Redis" in decomposed.details["subtasks"][0]
 
 
-async def test_a_planner_is_told_what_is_wrong_with_its_plan(database: Database) -> None:
-    field = await Field.of(database, says(plan=plan(part("a", "z"), part("b")), mend=plan(part("a"), part("b", "a"))))
+async def test_a_planner_is_told_what_is_wrong_with_its_plan(store: Database) -> None:
+    field = await Field.of(store, says(plan=plan(part("a", "z"), part("b")), mend=plan(part("a"), part("b", "a"))))
     root = await field.run()
     assert root.status == "Completed" and field.script.kinds[:2] == ["plan", "mend"]
     assert "depends on 'z'" in str(field.script.asks[1].messages[-1]["content"])
 
 
-async def test_a_plan_that_stays_bad_is_mended(database: Database) -> None:
+async def test_a_plan_that_stays_bad_is_mended(store: Database) -> None:
     circle = plan(part("a", "b"), part("b", "a"))
-    field = await Field.of(database, says(plan=circle, mend=circle))
+    field = await Field.of(store, says(plan=circle, mend=circle))
     root = await field.run()
     assert root.status == "Completed" and field.script.kinds.index("do a") < field.script.kinds.index("do b")
 
 
-async def test_what_the_model_cannot_do_is_left_out(database: Database) -> None:
+async def test_what_the_model_cannot_do_is_left_out(store: Database) -> None:
     refused = InvalidRequest("This model's provider takes no 'response_format'.", code="unsupported_by_model")
-    field = await Field.of(database, says(plan=lambda ask: refused if ask.response_format else TWO))
+    field = await Field.of(store, says(plan=lambda ask: refused if ask.response_format else TWO))
     root = await field.run()
     assert root.status == "Completed" and field.script.kinds.count("plan") == 2
 
 
-async def test_a_request_that_is_too_long_for_the_model_is_made_shorter(database: Database) -> None:
+async def test_a_request_that_is_too_long_for_the_model_is_made_shorter(store: Database) -> None:
     def short(ask: Ask) -> Reply:
         too_long = sum(len(str(message["content"])) for message in ask.messages) > 12_000
         return InvalidRequest("too long", code="context_length_exceeded") if too_long else "fits"
 
-    field = await Field.of(database, says(plan=TWO, do_a=short, do_b="b", synthesis="done"))
+    field = await Field.of(store, says(plan=TWO, do_a=short, do_b="b", synthesis="done"))
     root = await field.run("Compare A and B. " + "word " * 10_000)
     assert root.status == "Completed"
     assert (await field.tasks(root.id))["a"].status == "Completed"
 
 
-async def test_a_part_that_fails_is_planned_once_again(database: Database) -> None:
+async def test_a_part_that_fails_is_planned_once_again(store: Database) -> None:
     broken = InvalidRequest("no", code="content_filter")
-    field = await Field.of(database, says(plan=TWO, do_a=broken, replan=plan("c"), do_c="C"))
+    field = await Field.of(store, says(plan=TWO, do_a=broken, replan=plan("c"), do_c="C"))
     root = await field.run()
     assert root.status == "Completed"
     tasks = await field.tasks(root.id)
@@ -195,9 +188,9 @@ async def test_a_part_that_fails_is_planned_once_again(database: Database) -> No
     assert [event.details["code"] for event in await field.events(root.id, "agent_failed")] == ["content_filter"]
 
 
-async def test_a_part_whose_needs_all_failed_is_cancelled_and_the_rest_goes_on(database: Database) -> None:
+async def test_a_part_whose_needs_all_failed_is_cancelled_and_the_rest_goes_on(store: Database) -> None:
     broken = InvalidRequest("no", code="content_filter")
-    field = await Field.of(database, says(plan=plan("a", part("b", "a"), "c"), do_a=broken, replan="no idea"))
+    field = await Field.of(store, says(plan=plan("a", part("b", "a"), "c"), do_a=broken, replan="no idea"))
     root = await field.run()
     assert root.status == "Completed"
     tasks = await field.tasks(root.id)
@@ -209,23 +202,23 @@ async def test_a_part_whose_needs_all_failed_is_cancelled_and_the_rest_goes_on(d
     "replies",
     [{"plan": InvalidRequest("no")}, {"plan": TWO, "do_a": InvalidRequest("no"), "do_b": InvalidRequest("no")}],
 )
-async def test_where_no_team_can_be_had_one_agent_answers(database: Database, replies: dict[str, Reply]) -> None:
+async def test_where_no_team_can_be_had_one_agent_answers(store: Database, replies: dict[str, Reply]) -> None:
     """R-000-88."""
-    field = await Field.of(database, says(**replies, single="alone"))
+    field = await Field.of(store, says(**replies, single="alone"))
     root = await field.run()
     assert root.status == "Completed" and (root.results or {})["content"] == "alone"
     consistent(await field.events(root.id))
 
 
-async def test_where_the_answer_cannot_be_written_its_parts_are_the_answer(database: Database) -> None:
-    field = await Field.of(database, says(plan=TWO, synthesis=InvalidRequest("no")))
+async def test_where_the_answer_cannot_be_written_its_parts_are_the_answer(store: Database) -> None:
+    field = await Field.of(store, says(plan=TWO, synthesis=InvalidRequest("no")))
     root = await field.run()
     assert root.status == "Completed" and (root.results or {})["content"] == "## a\n\nDO A\n\n## b\n\nDO B"
 
 
-async def test_where_nothing_works_the_tree_fails_with_a_code(database: Database) -> None:
+async def test_where_nothing_works_the_tree_fails_with_a_code(store: Database) -> None:
     script = Script(lambda ask: InvalidRequest("no such model", code="model_not_found"))
-    field = await Field.of(database, script)
+    field = await Field.of(store, script)
     root = await field.run()
     assert root.status == "Failed" and root.error == {"code": "model_not_found", "message": "no such model"}
     events = await field.events(root.id)
@@ -233,16 +226,16 @@ async def test_where_nothing_works_the_tree_fails_with_a_code(database: Database
     assert events[-1].type == "failed" and events[-1].details["code"] == "model_not_found"
 
 
-async def test_an_error_of_our_own_tells_nothing_of_itself(database: Database) -> None:
+async def test_an_error_of_our_own_tells_nothing_of_itself(store: Database) -> None:
     script = Script(lambda ask: ValueError("secret"))
-    field = await Field.of(database, script)
+    field = await Field.of(store, script)
     root = await field.run()
     assert root.status == "Failed" and (root.error or {})["code"] == "internal_error"
     assert "secret" not in str(await field.events(root.id))
 
 
-async def test_a_tree_over_its_budget_ends_with_what_it_has_and_asks_no_more(database: Database) -> None:
-    field = await Field.of(database, says(plan=plan("a", part("b", "a")), do_a=answer("A is done", tokens=480)))
+async def test_a_tree_over_its_budget_ends_with_what_it_has_and_asks_no_more(store: Database) -> None:
+    field = await Field.of(store, says(plan=plan("a", part("b", "a")), do_a=answer("A is done", tokens=480)))
     root = await field.run(max_tokens=1_000)
     assert root.status == "BudgetExceeded" and (root.error or {})["code"] == "task_budget_exceeded"
     assert (root.results or {})["content"] == "A is done"
@@ -253,8 +246,8 @@ async def test_a_tree_over_its_budget_ends_with_what_it_has_and_asks_no_more(dat
     assert events[-1].type == "budget_exceeded" and events[-1].result == root.results
 
 
-async def test_children_never_get_more_than_their_parent_has(database: Database) -> None:
-    field = await Field.of(database, says(plan=TWO))
+async def test_children_never_get_more_than_their_parent_has(store: Database) -> None:
+    field = await Field.of(store, says(plan=TWO))
     root = await field.run(
         max_tokens=100_000,
         max_cost=None,
@@ -265,14 +258,14 @@ async def test_children_never_get_more_than_their_parent_has(database: Database)
     assert all(task.max_tokens for task in children)
 
 
-async def test_a_tree_whose_time_runs_out_ends_with_what_it_has(database: Database) -> None:
+async def test_a_tree_whose_time_runs_out_ends_with_what_it_has(store: Database) -> None:
     never = asyncio.Event()
 
     async def hang(ask: Ask) -> Reply:
         await never.wait()
         return ""
 
-    field = await Field.of(database, says(plan=TWO, do_a="A is done", do_b=hang, synthesis=hang))
+    field = await Field.of(store, says(plan=TWO, do_a="A is done", do_b=hang, synthesis=hang))
     root = await field.run(deadline=1.0)
     assert root.status == "TimedOut" and (root.results or {})["content"] == "A is done"
     tasks = await field.tasks(root.id)
@@ -282,14 +275,14 @@ async def test_a_tree_whose_time_runs_out_ends_with_what_it_has(database: Databa
     assert events[-1].type == "timed_out" and events[-1].details["code"] == "task_timed_out"
 
 
-async def test_a_cancelled_tree_ends_its_calls_at_once(database: Database) -> None:
+async def test_a_cancelled_tree_ends_its_calls_at_once(store: Database) -> None:
     never = asyncio.Event()
 
     async def hang(ask: Ask) -> Reply:
         await never.wait()
         return ""
 
-    field = await Field.of(database, says(plan=plan("a", "b", part("c", "a")), do_a=hang, do_b=hang))
+    field = await Field.of(store, says(plan=plan("a", "b", part("c", "a")), do_a=hang, do_b=hang))
     id = await field.order()
     await eventually(lambda: field.script.now == 2)
     cancelled = await field.scope.cancel(id, "by the client")
@@ -301,14 +294,14 @@ async def test_a_cancelled_tree_ends_its_calls_at_once(database: Database) -> No
     consistent(await field.events(id))
 
 
-async def test_a_part_that_is_cancelled_alone_is_missing_in_the_answer(database: Database) -> None:
+async def test_a_part_that_is_cancelled_alone_is_missing_in_the_answer(store: Database) -> None:
     never = asyncio.Event()
 
     async def hang(ask: Ask) -> Reply:
         await never.wait()
         return ""
 
-    field = await Field.of(database, says(plan=TWO, do_a=hang))
+    field = await Field.of(store, says(plan=TWO, do_a=hang))
     id = await field.order()
     await eventually(lambda: "do b" in field.script.kinds and field.script.now == 1)
     await field.scope.cancel((await field.tasks(id))["a"].id, "not needed")
@@ -326,10 +319,10 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("at", "name"), STEPS)
-async def test_after_a_crash_no_finished_call_is_made_again(database: Database, at: str, name: str) -> None:
+async def test_after_a_crash_no_finished_call_is_made_again(store: Database, at: str, name: str) -> None:
     """The process dies between what the store wrote down and what the engine would have."""
     wanted = plan("a", part("a1", group="g"), part("a2", group="g"))
-    field = await Field.of(database, says(plan=wanted))
+    field = await Field.of(store, says(plan=wanted))
     dead = asyncio.Event()
     step = field.engine._act
 
@@ -365,8 +358,8 @@ async def test_after_a_crash_no_finished_call_is_made_again(database: Database, 
     consistent(await field.events(id))
 
 
-async def test_a_crash_in_the_middle_of_a_call_makes_only_that_call_again(database: Database) -> None:
-    field = await Field.of(database, says(plan=TWO))
+async def test_a_crash_in_the_middle_of_a_call_makes_only_that_call_again(store: Database) -> None:
+    field = await Field.of(store, says(plan=TWO))
     hang, never = asyncio.Event(), asyncio.Event()
 
     async def reply(ask: Ask) -> Reply:
@@ -386,9 +379,9 @@ async def test_a_crash_in_the_middle_of_a_call_makes_only_that_call_again(databa
     consistent(await field.events(id))
 
 
-async def test_a_transient_failure_is_tried_again_as_the_tier_has_it(database: Database) -> None:
+async def test_a_transient_failure_is_tried_again_as_the_tier_has_it(store: Database) -> None:
     left = [ConnectFailed("down"), ConnectFailed("down")]
-    field = await Field.of(database, says(plan=TWO, do_a=lambda ask: left.pop() if left else "back"))
+    field = await Field.of(store, says(plan=TWO, do_a=lambda ask: left.pop() if left else "back"))
     root = await field.run(
         config=TaskConfig(decomposition_strategy="balanced", retry=Retry(max_attempts=2, backoff_seconds=0.01))
     )
@@ -398,27 +391,27 @@ async def test_a_transient_failure_is_tried_again_as_the_tier_has_it(database: D
     assert [event.details["attempt"] for event in retrying] == [1, 2] and retrying[0].task == "a"
 
 
-async def test_a_failure_that_lasts_ends_the_part_with_its_code(database: Database) -> None:
-    field = await Field.of(database, says(plan=TWO, do_a=ConnectFailed("down"), replan="?"))
+async def test_a_failure_that_lasts_ends_the_part_with_its_code(store: Database) -> None:
+    field = await Field.of(store, says(plan=TWO, do_a=ConnectFailed("down"), replan="?"))
     root = await field.run(config=TaskConfig(decomposition_strategy="balanced", retry=NOT_AGAIN))
     assert ((await field.tasks(root.id))["a"].error or {})["code"] == "upstream_connect_failed"
     assert root.status == "Completed"
 
 
-async def test_a_tree_never_has_more_tasks_than_allowed(database: Database) -> None:
-    field = await Field.of(database, says(plan=plan(*"abc"), mend=plan(*"abc")))
+async def test_a_tree_never_has_more_tasks_than_allowed(store: Database) -> None:
+    field = await Field.of(store, says(plan=plan(*"abc"), mend=plan(*"abc")))
     root = await field.run(config=TaskConfig(decomposition_strategy="balanced", max_agents=10, max_tasks=3))
     assert root.status == "Completed" and len(await field.tasks(root.id)) <= 3
 
 
-async def test_a_message_of_the_user_is_read_before_the_next_call(database: Database) -> None:
+async def test_a_message_of_the_user_is_read_before_the_next_call(store: Database) -> None:
     said = asyncio.Event()
 
     async def wait(ask: Ask) -> Reply:
         await said.wait()
         return "a"
 
-    field = await Field.of(database, says(plan=TWO, do_a=wait))
+    field = await Field.of(store, says(plan=TWO, do_a=wait))
     id = await field.order()
     await eventually(lambda: "do a" in field.script.kinds)
     await field.scope.emit(id, [field_event(id, "Think of mobile users.")])
@@ -432,10 +425,10 @@ def field_event(id: str, text: str) -> NewEvent:
     return NewEvent(type="user_message", task_id=id, fields={"content": text})
 
 
-async def test_findings_of_agents_are_told_as_risks_and_stand_in_the_result(database: Database) -> None:
+async def test_findings_of_agents_are_told_as_risks_and_stand_in_the_result(store: Database) -> None:
     """R-000-18, R-000-19."""
     field = await Field.of(
-        database, says(plan=TWO, do_a="FINDING [high] app.py: SQL is put together", synthesis="All in all: one risk.")
+        store, says(plan=TWO, do_a="FINDING [high] app.py: SQL is put together", synthesis="All in all: one risk.")
     )
     root = await field.run(task_type="code_review")
     (risk,) = await field.events(root.id, "risk_identified")
@@ -450,14 +443,14 @@ async def test_findings_of_agents_are_told_as_risks_and_stand_in_the_result(data
     ]
 
 
-async def test_a_task_that_kills_its_process_again_and_again_fails_as_interrupted(database: Database) -> None:
+async def test_a_task_that_kills_its_process_again_and_again_fails_as_interrupted(store: Database) -> None:
     never = asyncio.Event()
 
     async def hang(ask: Ask) -> Reply:
         await never.wait()
         return ""
 
-    field = await Field.of(database, says(plan=TWO, do_a=hang))
+    field = await Field.of(store, says(plan=TWO, do_a=hang))
     id = await field.order()
     await eventually(field.has_ended(id, "b"))
     await field.engine.crash()
@@ -469,20 +462,20 @@ async def test_a_task_that_kills_its_process_again_and_again_fails_as_interrupte
     consistent(await field.events(id))
 
 
-async def test_a_pattern_that_is_not_there_fails_the_tree(database: Database) -> None:
-    field = await Field.of(database, says())
+async def test_a_pattern_that_is_not_there_fails_the_tree(store: Database) -> None:
+    field = await Field.of(store, says())
     root = await field.run(pattern="smart")
     assert root.status == "Failed" and field.script.asks == []
 
 
-async def test_no_more_trees_work_at_once_than_there_are_places(database: Database) -> None:
+async def test_no_more_trees_work_at_once_than_there_are_places(store: Database) -> None:
     go = asyncio.Event()
 
     async def wait(ask: Ask) -> Reply:
         await go.wait()
         return "done"
 
-    field = await Field.of(database, Script(wait), slots=Slots(1))
+    field = await Field.of(store, Script(wait), slots=Slots(1))
     alone = TaskConfig(decomposition_strategy="none")
     ids = [await field.order(config=alone) for _ in range(3)]
     await eventually(lambda: field.script.now == 1)
