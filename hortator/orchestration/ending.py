@@ -151,7 +151,9 @@ class Ending:
         return NewEvent(type=type, task_id=self._task.id, fields={"message": message[:500], **named, **given})
 
     async def _stop_children(self) -> None:
-        """Cancel what is still at work below."""
+        """Cancel what is still at work below; a legionary has nobody."""
+        if self._task.tier == "legionary" and not self._root:
+            return
         for child in await self._children():
             if child.status in UNFINISHED:
                 await patiently(lambda child=child: self._scope.cancel(child.id, "The task above it has ended."))  # type: ignore[misc]
@@ -165,8 +167,7 @@ class Ending:
         events: Sequence[NewEvent] = (),
     ) -> None:
         await self._stop_children()
-        fresh = await patiently(lambda: self._scope.find(self._task.id)) or self._task
-        last = self._tree_end(phase, found, error, fresh) if self._root else self._agent_end(phase, found, error)
+        last = await self._tree_end(phase, found, error) if self._root else self._agent_end(phase, found, error)
         values: dict[str, Any] = {"results": found, "error": error, "message": message[:500]}
         if phase == "Completed":
             values["progress"] = 100
@@ -177,10 +178,11 @@ class Ending:
         if ended and not self._root:
             await self._progress()
 
-    def _tree_end(
-        self, phase: str, found: Mapping[str, Any] | None, error: Mapping[str, Any] | None, fresh: Task
+    async def _tree_end(
+        self, phase: str, found: Mapping[str, Any] | None, error: Mapping[str, Any] | None
     ) -> list[NewEvent]:
-        """Return the last events of a tree."""
+        """Return the last events of a tree, with what it took."""
+        fresh = await patiently(lambda: self._scope.find(self._task.id)) or self._task
         began = fresh.started_at or fresh.created_at
         details: dict[str, Any] = {
             "usage": {

@@ -39,6 +39,9 @@ log = logging.getLogger("hortator.orchestration")
 
 ToolMaker = Callable[[TaskScope, Task, Sequence[str]], Toolbox]
 """Makes the tools of a task with these capabilities."""
+Ordered = tuple[str, tuple[tuple[str, str], ...]]
+"""What a tree was ordered to do: the request, and its files that are text."""
+_MOST_ORDERS: Final = 200
 _MOST_INPUTS, _MOST_INPUT_BYTES = 8, 60_000
 _WANTS_FILES = re.compile(
     r"\b(?:files?|folder|artefacts?|artifacts?|outbox|inbox|save|write it to|download)\b", re.IGNORECASE
@@ -125,6 +128,7 @@ class Tree:
         self._places = Places(settings.max_calls)
         self._files = settings.max_files, settings.max_files_bytes
         self._patterns: Mapping[str, Pattern] = {"team": Work.team, **(patterns or {})}
+        self._orders: dict[str, Ordered] = {}
         self._running: dict[str, asyncio.Task[Any]] = {}
         self._stopped: set[str] = set()
         hub.on_cancel(self.stop)
@@ -318,21 +322,34 @@ class Tree:
         return self._tools(desk.scope, desk.task, desk.config.capabilities or ())
 
     async def _brief(self, desk: Desk) -> Brief:
-        """Gather what every agent of the tree is told alike. The root's request, files and parameters never change."""
-        task, scope = desk.task, desk.scope
-        root = task if desk.root else await patiently(lambda: scope.find(task.root_id))
-        if root is None:
-            raise Stopped
+        """Gather what every agent of the tree is told alike."""
+        task = desk.task
         role = self._roles.find(task.role)
+        request, inputs = await self._ordered(desk)
         return Brief(
             role=role.name if role else task.role,
             instructions=role.instructions if role else "",
-            request=prompts.conversation(root.request.get("messages", ())),
+            request=request,
             exit_criteria=desk.config.exit_criteria,
             parameters=domains.describe(desk.config.parameters or {}),
-            inputs=await _inputs(scope, root.id),
+            inputs=inputs,
             report=results.report(task.task_type),
         )
+
+    async def _ordered(self, desk: Desk) -> Ordered:
+        """Return a tree's request and files, which never change, from memory where an agent of it was told them before."""
+        task, scope = desk.task, desk.scope
+        known = self._orders.get(task.root_id)
+        if known is not None:
+            return known
+        root = task if desk.root else await patiently(lambda: scope.find(task.root_id))
+        if root is None:
+            raise Stopped
+        found = prompts.conversation(root.request.get("messages", ())), await _inputs(scope, root.id)
+        while len(self._orders) >= _MOST_ORDERS:
+            del self._orders[next(iter(self._orders))]
+        self._orders[task.root_id] = found
+        return found
 
 
 def _part_of(desk: Desk, brief: Brief) -> str:
