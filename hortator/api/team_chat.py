@@ -211,7 +211,7 @@ class TeamChat:
     def _may(self, allowed: tuple[str, ...], model: str) -> bool:
         """Whether a key may use a role or a pattern, by any of the role's spellings."""
         role = self._roles.find(model)
-        spellings = (model,) if role is None else (model, role.model, f"{PREFIX}{role.domain}-{role.name}")
+        spellings = (model,) if role is None else role.spellings
         return any(may_use(allowed, spelling) for spelling in spellings)
 
     # --- fast: one model ---------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ PREFIX = "hortator/"
 PATTERN = "pattern-"
 """Begins the names of models that are patterns, which no role may have."""
 GENERALIST = "generalist"
-"""The role of `hortator/default`."""
+DEFAULT = "default"
+"""Another name of the generalist."""
 Schema = Literal["coding", "legal", "research", "data", "content"]
 """Whose parameters a role understands; `domains.py` has them."""
 
@@ -71,6 +72,12 @@ class Role(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return PREFIX + self.name
 
     @property
+    def spellings(self) -> tuple[str, ...]:
+        """The ids that are this role's; a key that may use one of them may use the role."""
+        own = (self.model, f"{PREFIX}{self.domain}-{self.name}")
+        return (*own, PREFIX + DEFAULT) if self.name == GENERALIST else own
+
+    @property
     def instructions(self) -> str:
         """Everything that a model is told of the role, ready for a system message."""
         said = [self.prompt.strip()]
@@ -94,7 +101,7 @@ class Roles:
         for role in self._roles.values():
             self._spellings.setdefault(f"{role.domain}-{role.name}", role)
         self._spellings |= self._roles
-        self._spellings.setdefault("default", self._roles[GENERALIST])
+        self._spellings[DEFAULT] = self._roles[GENERALIST]
 
     def find(self, name_or_model: str) -> Role | None:
         """Return a role by its name or its model: `coding-expert`, `hortator/coding-expert`, `hortator/coding-coding-expert`,
@@ -146,6 +153,8 @@ def _check(role: Role, node: Node, problems: Problems) -> None:
             problems.add(node.at(field).where, field, "expected small letters, digits and single hyphens between them")
     if role.name.startswith(PATTERN):
         problems.add(node.at("name").where, "name", f"names with `{PATTERN}` are those of patterns; choose another")
+    if role.name == DEFAULT:
+        problems.add(node.at("name").where, "name", f"`{DEFAULT}` is the role `{GENERALIST}`; give a role of that name")
     for field in ("rules", "anti_patterns", "task_types"):
         lines = getattr(role, field)
         if len(lines) > MAX_LINES:

@@ -130,6 +130,7 @@ def test_agents_of_a_tier_get_the_roles_made_for_it_and_those_made_for_all(tmp_p
         (own(name="a--b"), "welder.yaml:1: name: expected small letters"),
         (own(name="x" * 64), "welder.yaml:1: name: expected text of 1 to 63 characters"),
         (own(name="pattern-mine"), "welder.yaml:1: name: names with `pattern-`"),
+        (own(name="default"), "welder.yaml:1: name: `default` is the role `generalist`"),
         (own(domain="no domain"), "welder.yaml:2: domain: expected small letters"),
         (own(prompt="x" * 12_001), "welder.yaml:4: prompt: expected text of 1 to 12000 characters"),
         (own(rules="not a list"), "welder.yaml:5: rules: expected a list"),
