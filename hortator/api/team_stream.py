@@ -209,7 +209,7 @@ class TeamStream:
                     await self._say(chunks.event(item))
                 if item.type in ENDS:
                     break
-                if reasoning and item.message and shown(item, "verbose"):
+                if reasoning and item.message and shown(item, "verbose") and not written.text:
                     await self._say(chunks.thinking(f"{item.message}\n"))
         ending = outcome(await self._teams.find(self._caller, task.id), written.text)
         rest = written.rest(ending.text)

@@ -149,8 +149,16 @@ async def test_the_official_clients_own_reader_of_streams_takes_every_chunk(serv
 
 
 async def test_thinking_is_told_to_who_asks_for_it(served: Served) -> None:
-    """C-18."""
-    served.teams.plan(done(event(2, "task_decomposed", message="Two parts."), event(3, "model_call", message="m")))
+    """C-18: and none of it once the answer has begun."""
+    late = event(4, "artifact_created", message="outbox/result.md")
+    served.teams.plan(
+        done(
+            event(2, "task_decomposed", message="Two parts."),
+            event(3, "model_call", message="m"),
+            *words("Use three "),
+            late,
+        )
+    )
     chunks = payloads(await served.lines(ask(hortator_reasoning=True)))
     thoughts = [chunk["choices"][0]["delta"].get("reasoning_content") for chunk in chunks]
     assert [thought for thought in thoughts if thought] == ["Two parts.\n"]
