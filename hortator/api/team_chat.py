@@ -32,13 +32,12 @@ from hortator.routing.auto import judge, route_header
 from hortator.routing.catalogue import Entry, may_use
 from hortator.routing.needs import needs
 from hortator.routing.policy import inferred
-from hortator.routing.tribune import DECISIONS
 from hortator.store.tasks import NewFile
 from hortator.wire import dialects, orders, team_chat
 from hortator.wire.body import Object
 from hortator.wire.dialects import FORMS, Asked
 from hortator.wire.fields import given, raw, text
-from hortator.wire.tasks import Pattern, Strategy, TaskConfig, Tier
+from hortator.wire.tasks import Pattern, TaskConfig, Tier
 from hortator.wire.team_chat import Wanted
 
 PATTERNS: Final[Mapping[Pattern, str]] = {
@@ -57,7 +56,6 @@ BRIEF = 256
 _SINGLE = ("tools", "functions", "response_format", "audio", "prediction", "logprobs", "web_search_options")
 """Fields that one model has to answer: the client runs tools itself, or reads what only a model's answer has."""
 _EMPTY = (b"null", b"[]", b"false")
-_STRATEGIES: Final[Mapping[Path, Strategy]] = {"fast": "none", "standard": "balanced", "complex": "aggressive"}
 _LIMITS: Final = {"chat": "max_completion_tokens", "responses": "max_output_tokens", "messages": "max_tokens"}
 _SYSTEM = ("system", "developer")
 _TOOLS = ("tool", "function")
@@ -278,6 +276,7 @@ class TeamChat:
             files=[NewFile(file.path, file.content, file.media_type) for file in files],
             idempotency_key=None if key is None else key.decode("latin-1"),
             interactive=interactive,
+            path=asking.path,
         )
 
     async def _begin(self, exchange: Exchange, caller: Caller, order: Order, trace: Trace) -> None:
@@ -435,11 +434,7 @@ def _bounds(call: Call) -> dict[str, Any]:
 
 
 def _settled(asking: Asking, longest: int | None, temperature: float | None) -> TaskConfig:
-    """Return how a team is to work: what the request says, else what its path means (R-000-36, R-000-37)."""
-    config, path = asking.wanted.config, asking.path
-    decided: dict[str, Any] = {"max_tokens": longest, "temperature": temperature}
-    if asking.pattern == "team":
-        decided |= {"decomposition_strategy": _STRATEGIES[path], "max_agents": DECISIONS[path].max_agents}
-        if path == "fast":
-            decided["tier"] = TIER_OF[path]
+    """Return how a team is to work, with what chat's own fields say. What nobody says follows from the path (R-000-36, R-000-37)."""
+    config = asking.wanted.config
+    decided = {"max_tokens": longest, "temperature": temperature}
     return replace(config, **{name: value for name, value in decided.items() if getattr(config, name) is None})

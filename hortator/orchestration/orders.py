@@ -147,7 +147,8 @@ def _role(caller: Caller, order: Order, roles: Roles) -> tuple[Role, Pattern]:
         role = roles.find(order.model)
     if role is None:
         raise _unknown(order, roles.similar(name))
-    if not (may_use(caller, order.model) or (pattern == order.pattern and may_use(caller, role.model))):
+    own = role.spellings if pattern == order.pattern else ()
+    if not any(may_use(caller, model) for model in (order.model, *own)):
         raise _not_allowed(order.model, "model")
     return role, pattern
 

@@ -266,7 +266,7 @@ async def test_a_complex_request_is_ordered_from_a_team(served: Served) -> None:
     assert order.messages == ({"role": "user", "content": COMPLEX},)
     assert order.idempotency_key == "k1"
     config = order.config
-    assert (config.decomposition_strategy, config.max_agents, config.timeout) == ("aggressive", 8, 600)
+    assert (order.path, config.decomposition_strategy, config.timeout) == ("complex", None, 600)
     assert (config.max_tokens, config.temperature, config.capabilities) == (2000, 0.5, ("web-fetch",))
     assert config.budget is not None
     assert config.budget.max_cost_usd == "0.50"
@@ -291,7 +291,7 @@ async def test_a_mode_decides_for_itself(served: Served) -> None:
     reply = await served.post(ask(SIMPLE, hortator_mode="standard"))
     assert reply.headers["x-hortator-route"].startswith("standard;")
     [order] = served.teams.orders
-    assert (order.config.decomposition_strategy, order.config.max_agents) == ("balanced", 3)
+    assert order.path == "standard"
 
 
 async def test_files_in_a_chat_become_the_teams(served: Served) -> None:
@@ -355,8 +355,8 @@ async def test_an_order_that_nobody_waits_for_is_answered_with_its_id(served: Se
             "status": "Pending",
         }
     first, second = served.teams.orders
-    assert (first.interactive, first.config.max_agents) == (False, 8)
-    assert (second.interactive, second.config.tier, second.config.max_agents) == (False, "legionary", 1)
+    assert (first.interactive, first.path) == (False, "complex")
+    assert (second.interactive, second.path) == (False, "fast")
     reply = await served.post(ask(tools=[TOOL]), **{"x-hortator-async": "true"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "unsupported_parameter")
 

@@ -176,6 +176,7 @@ async def test_a_key_orders_only_teams_and_models_that_it_may_use(room: Room) ->
         allowed_models=("hortator/coding-*", "groq/*"),
     )
     await room.teams.submit(narrow, order(model="hortator/coding-expert", config=TaskConfig(model="groq/x")))
+    await room.teams.submit(narrow, order(model="hortator/security-reviewer"))  # by its spelling with the domain
     await refused(room, Forbidden, "model_not_allowed", caller=narrow, model="hortator/legal-writer")
     await refused(room, Forbidden, "model_not_allowed", caller=narrow, model="hortator/pattern-smart")
     named: list[dict[str, Any]] = [
