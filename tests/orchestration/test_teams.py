@@ -190,7 +190,7 @@ async def test_a_key_orders_only_teams_and_models_that_it_may_use(room: Room) ->
             room, Forbidden, "model_not_allowed", caller=narrow, **{"model": "hortator/coding-expert", **values}
         )
     await refused(room, InvalidRequest, "invalid_value", config=TaskConfig(model="hortator/default"))
-    assert len(await room.teams.page(room.ours, Filter(), None, 10)) == 1
+    assert len(await room.teams.page(room.ours, Filter(), None, 10)) == 2
 
 
 async def test_agents_may_use_what_is_asked_for_and_offered_here(room: Room) -> None:
