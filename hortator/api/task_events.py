@@ -112,13 +112,13 @@ def _seq(text: str, param: str) -> int:
 
 async def listed(teams: Teams, caller: Caller, id: str, asked: AskedEvents) -> dict[str, Any]:
     """Return a page of the log. `last_seq` is where the next one begins, also where the level hides the last events."""
-    found = await teams.events(caller, id, asked.after, asked.limit + 1)
-    page = found[: asked.limit]
+    page = await teams.events(caller, id, asked.after, asked.limit)
+    last = page[-1].seq if page else asked.after
     return {
         "object": "list",
         "data": [Raw(encode(event)) for event in page if shown(event, asked.level)],
-        "last_seq": page[-1].seq if page else asked.after,
-        "has_more": len(found) > asked.limit,
+        "last_seq": last,
+        "has_more": len(page) == asked.limit and bool(await teams.events(caller, id, last, 1)),
     }
 
 
