@@ -37,9 +37,10 @@ class OrchestrationsDoor(TaskDoor):
             raise NotFound(f"There is no orchestration '{id[:100]}'.", code="task_not_found")
         return task
 
-    async def shown(self, caller: Caller, task: Task) -> OrchestrationView:
-        """Return a root with the tasks of its tree counted."""
-        return task_view.orchestration(task, await self._teams.tree(caller, task.id))
+    async def shown(self, caller: Caller, tasks: Sequence[Task]) -> Sequence[OrchestrationView]:
+        """Return roots with the tasks of their trees counted."""
+        counted = await self._teams.counted(caller, [task.id for task in tasks])
+        return [task_view.orchestration(task, counted[task.id]) for task in tasks]
 
     def nested(self, task: Task, tree: Sequence[Task]) -> OrchestrationNode:
         """Return a root with its tree."""

@@ -102,8 +102,8 @@ class TaskDoor(ABC):
         """Read an order. Raises InvalidRequest."""
 
     @abstractmethod
-    async def shown(self, caller: Caller, task: Task) -> TaskView:
-        """Return a task as this door's clients see it."""
+    async def shown(self, caller: Caller, tasks: Sequence[Task]) -> Sequence[TaskView]:
+        """Return tasks as this door's clients see them."""
 
     @abstractmethod
     def nested(self, task: Task, tree: Sequence[Task]) -> TaskView:
@@ -156,7 +156,8 @@ class TaskDoor(ABC):
             (b"location", f"{self._root_path}{self.path}/{task.id}".encode()),
             (b"x-hortator-task-id", task.id.encode()),
         ]
-        await _reply(exchange, await self.shown(caller, task), 202 if task.id == id else 200, also)
+        [shown] = await self.shown(caller, [task])
+        await _reply(exchange, shown, 202 if task.id == id else 200, also)
 
     async def _order(self, exchange: Exchange) -> Asked:
         """Read an order: JSON, or a form with the order as its part `task` and files."""
@@ -202,12 +203,12 @@ class TaskDoor(ABC):
         if after is not None and not _ID(after):
             raise InvalidRequest("'after' must be the id of a task.", code="invalid_value", param="after")
         found = await self._teams.page(caller, chosen, after, limit + 1)
-        data = [await self.shown(caller, task) for task in found[:limit]]
+        data = await self.shown(caller, found[:limit])
         await _reply(exchange, page(data, len(found) > limit))
 
     async def _one(self, exchange: Exchange, caller: Caller, trace: Trace, id: str) -> None:
-        task = await self._waited(exchange, caller, trace, id)
-        await _reply(exchange, await self.shown(caller, task))
+        [shown] = await self.shown(caller, [await self._waited(exchange, caller, trace, id)])
+        await _reply(exchange, shown)
 
     async def _waited(self, exchange: Exchange, caller: Caller, trace: Trace, id: str) -> Task:
         """Return a task, once it has ended or the time that the client waits is over."""
@@ -225,7 +226,8 @@ class TaskDoor(ABC):
 
     async def _cancel(self, exchange: Exchange, caller: Caller, id: str) -> None:
         await self.find(caller, id)
-        await _reply(exchange, await self.shown(caller, await self._teams.cancel(caller, id)))
+        [shown] = await self.shown(caller, [await self._teams.cancel(caller, id)])
+        await _reply(exchange, shown)
 
     async def _say(self, exchange: Exchange, caller: Caller, id: str) -> None:
         text = message(await self._json(exchange))

@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from msgspec.structs import asdict
-
 from hortator.store.tasks import File, Step, Task
 from hortator.wire.task_view import (
     Artifact,
@@ -45,9 +43,9 @@ def shown(task: Task) -> TaskView:
     return TaskView(**_fields(task))
 
 
-def orchestration(task: Task, tree: Sequence[Task]) -> OrchestrationView:
-    """Return a root, with the tasks of its tree counted."""
-    return OrchestrationView(**_fields(task), tasks=_counted(tree))
+def orchestration(task: Task, counted: Mapping[str, int]) -> OrchestrationView:
+    """Return a root; `counted`: the tasks of its tree by status."""
+    return OrchestrationView(**_fields(task), tasks=counted)
 
 
 def nested(task: Task, tree: Sequence[Task]) -> TaskNode:
@@ -58,7 +56,8 @@ def nested(task: Task, tree: Sequence[Task]) -> TaskNode:
 def nested_orchestration(task: Task, tree: Sequence[Task]) -> OrchestrationNode:
     """Return a root with its whole tree."""
     below = _below(task.id, _families(tree))
-    return OrchestrationNode(**asdict(orchestration(task, tree)), children=below)
+    counted = Counter(each.status for each in tree)
+    return OrchestrationNode(**_fields(task), tasks=dict(sorted(counted.items())), children=below)
 
 
 def artifact(file: File) -> Artifact:
@@ -145,10 +144,6 @@ def _entry(step: Step, name: str) -> LedgerEntry:
         started_at=moment(step.started_at),
         finished_at=_moment(step.finished_at),
     )
-
-
-def _counted(tree: Sequence[Task]) -> Mapping[str, int]:
-    return dict(sorted(Counter(task.status for task in tree).items()))
 
 
 def _families(tree: Sequence[Task]) -> Mapping[str, list[Task]]:

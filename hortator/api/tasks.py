@@ -29,9 +29,9 @@ class TasksDoor(TaskDoor):
         """Read an order for a task."""
         return orders.order(body, attached)
 
-    async def shown(self, caller: Caller, task: Task) -> TaskView:
-        """Return a task by itself."""
-        return task_view.shown(task)
+    async def shown(self, caller: Caller, tasks: Sequence[Task]) -> Sequence[TaskView]:
+        """Return tasks by themselves."""
+        return [task_view.shown(task) for task in tasks]
 
     def nested(self, task: Task, tree: Sequence[Task]) -> TaskNode:
         """Return a task with those below it."""

@@ -152,6 +152,10 @@ class Teams:
         while len(self._begun) > _BEGUN:
             del self._begun[next(iter(self._begun))]
 
+    async def counted(self, caller: Caller, ids: Sequence[str]) -> dict[str, dict[str, int]]:
+        """How many tasks the trees of these roots have, by status."""
+        return await self._scope(caller).counted(ids)
+
     async def cancel(self, caller: Caller, id: str) -> Task:
         """Cancel a task and all below it; running calls end within a second. One that has ended is left as it is. Raises NotFound."""
         task = await self.find(caller, id)

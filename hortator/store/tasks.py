@@ -145,6 +145,17 @@ class TaskScope(StepScope, TaskFileScope):
             )
             return [as_task(row) for row in rows]
 
+    async def counted(self, root_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+        """How many tasks each of these trees has, by status. Raises Unavailable."""
+        column = tasks.c
+        statement = self._rows(tasks, column.root_id, column.status, func.count()).where(column.root_id.in_(root_ids))
+        found: dict[str, dict[str, int]] = {id: {} for id in root_ids}
+        async with self._database.read() as connection:
+            rows = await connection.execute(statement.group_by(column.root_id, column.status).order_by(column.status))
+            for root_id, status, count in rows:
+                found[root_id][status] = count
+        return found
+
     async def spawn(
         self,
         parent: Task,

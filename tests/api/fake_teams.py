@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -117,6 +118,9 @@ class FakeTeams(Teams):
         for task in found:
             found += (each for each in self.tasks.values() if each.parent_task_id == task.id)
         return found
+
+    async def counted(self, caller: Caller, ids: Sequence[str]) -> dict[str, dict[str, int]]:
+        return {id: dict(Counter(task.status for task in await self.tree(caller, id))) for id in ids}
 
     async def cancel(self, caller: Caller, id: str) -> Task:
         task = await self.find(caller, id)

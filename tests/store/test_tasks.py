@@ -209,6 +209,18 @@ async def test_a_page_goes_from_new_to_old_and_shows_what_was_chosen(ours: Room)
     assert child.id in {each.id for each in await ours.page(Filter(roots=False), None, 10)}
 
 
+async def test_the_tasks_of_trees_are_counted_by_status(ours: Room, theirs: Room) -> None:
+    root, empty, foreign = await rooted(ours), await rooted(ours), await rooted(theirs)
+    children = [a_task(ours, root, position=at, name=f"c{at}") for at in range(3)]
+    assert await ours.spawn(root, children, [], [], 100)
+    assert await ours.change(children[0].id, "Completed", of=("Pending",), values={}, events=[])
+    assert await ours.counted([root.id, empty.id, foreign.id]) == {
+        root.id: {"Completed": 1, "Pending": 3},
+        empty.id: {"Pending": 1},
+        foreign.id: {},
+    }
+
+
 async def test_children_are_added_once_with_their_events_and_never_too_many(ours: Room) -> None:
     root = await rooted(ours)
     children = [a_task(ours, root, position=number, name=f"c{number}") for number in (1, 0)]
