@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hortator.errors import InvalidRequest
-from hortator.wire.orders import Asked, Attachment, orchestration, order
+from hortator.wire.orders import ARGUMENTS, Asked, Attachment, OrchestrationOrder, orchestration, order
 from hortator.wire.tasks import Budget
 
 DO = {"prompt": "Compare three ways."}
@@ -234,3 +238,27 @@ def test_a_pattern_without_what_it_needs_is_refused(body: dict[str, Any], code: 
     with pytest.raises(InvalidRequest) as raised:
         pattern(**body)
     assert (raised.value.code, raised.value.param) == (code, param)
+
+
+NAMES = [field.encode_name for field in msgspec.structs.fields(OrchestrationOrder)]
+KEYS = st.sampled_from(["role", "content", "filename", "data", "text", "type", "timeout", "max_tokens", "x"])
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20)
+    | st.sampled_from(["user", "10m", "YQ==", "src/a.py", "https://a.example/b", *ARGUMENTS]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*NAMES, "x"]), VALUES, max_size=6))
+def test_whatever_is_ordered_is_understood_or_refused(body: dict[str, Any]) -> None:
+    for parse in (order, orchestration):
+        with suppress(InvalidRequest):
+            found = parse(json.dumps(body).encode())
+            assert found.messages or found.pattern == "parallel"
+            assert all("\0" not in json.dumps(message, ensure_ascii=False) for message in found.messages)
+            msgspec.json.encode((found.config, found.arguments))
