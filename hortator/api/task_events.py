@@ -134,24 +134,27 @@ async def stream(
         return
     view = teams.follow(caller, id, asked.after)
     page = _View(exchange, asked.level)
-    with views.opened(), HangUp(trace.hang_up, exchange.direct, exchange.receive):
-        first = asyncio.ensure_future(anext(view, None))
-        try:
-            await asyncio.wait({first}, timeout=HEAD_SECONDS)
-            if first.done() and first.result() is None and await _ended(teams, caller, id):
-                await _nothing(exchange)
-            else:
-                await page.write(first, view)
-        except asyncio.CancelledError as cancelled:
-            failure = trace.failure(cancelled)
-            if trace.hung_up or not page.begun:
-                raise failure from None
+    first = asyncio.ensure_future(anext(view, None))
+    failure: HortatorError | None = None
+    try:
+        with views.opened(), HangUp(trace.hang_up, exchange.direct, exchange.receive):
+            try:
+                await asyncio.wait({first}, timeout=HEAD_SECONDS)
+                if first.done() and first.result() is None and await _ended(teams, caller, id):
+                    await _nothing(exchange)
+                else:
+                    await page.write(first, view)
+            except asyncio.CancelledError as cancelled:
+                failure = trace.failure(cancelled)
+                if trace.hung_up or not page.begun:
+                    raise failure from None
+        if failure is not None:
             await page.end(failure)
-        finally:
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-            if isinstance(view, AsyncGenerator):
-                await view.aclose()
+    finally:  # out of reach of a client that hangs up now
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        if isinstance(view, AsyncGenerator):
+            await view.aclose()
 
 
 class _View:

@@ -95,6 +95,7 @@ class Stream:
         self.headers: dict[str, str] = {}
         self.blocks: list[str] = []
         self.ended = False
+        self.leaves_at_end = False
         self.reading = asyncio.Event()
         self.reading.set()
         self._gone = asyncio.Event()
@@ -115,6 +116,8 @@ class Stream:
             return
         self.blocks += [block for block in message.get("body", b"").decode().split("\n\n") if block]
         self.ended = not message.get("more_body", False)
+        if self.ended and self.leaves_at_end:
+            self.hang_up()
 
     def hang_up(self) -> None:
         self._gone.set()
@@ -454,6 +457,15 @@ async def test_a_client_that_hangs_up_ends_its_view_only(house: House) -> None:
         await house.teams.tell(id, "completed")
         await eventually(lambda: stays.ended)
     assert (stays.seqs, leaves.seqs, leaves.ended) == ([1], [], False)
+
+
+async def test_a_client_that_hangs_up_at_the_end_breaks_nothing(house: House) -> None:
+    id = house.teams.root(OURS, str(uuid.uuid4())).id
+    async with streamed(house, f"{TASKS}/{id}/events") as stream:
+        stream.leaves_at_end = True
+        await house.teams.tell(id, "completed")
+        await eventually(lambda: stream.ended)
+    assert (stream.seqs, house.teams.views) == ([1], 0)
 
 
 async def test_a_quiet_stream_is_kept_alive(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
