@@ -178,6 +178,8 @@ class App:
                 return door(scope, receive, send, path)
             if self._exposed is not None and (path == "/metrics" or path.startswith("/metrics/")):
                 return self._exposed(scope, receive, send)
+        elif scope["type"] == "websocket":
+            return self._doors.socket(scope, receive, send, scope["path"].removeprefix(self._root_path))
         return self._shell(scope, receive, naming(scope, send))
 
     def _in_background(self, kept: Archive) -> Background:
@@ -208,6 +210,7 @@ class App:
             None if room is None else room.teams.roles,
             root_path=self._root_path,
             called=None if room is None else room.webhooks,
+            sockets=None if room is None else room.sockets,
             views=self._views,
         )
         self._health = asyncio.create_task(rooms.health.run(), name="health")
@@ -230,7 +233,11 @@ class App:
             return None
         calls = self.agent_calls(chosen.models)
         warm = Warm(self._upstream, lambda: self._rooms.origins(calls.providers()), chosen.warm_connections)
-        return Orchestrating(self.settings, self.database, calls, warm, worker=self.worker)
+        return Orchestrating(self.settings, self.database, calls, warm, self._admit, worker=self.worker)
+
+    def _admit(self, token: bytes) -> Awaitable[Caller]:
+        """Say who calls, by the configuration of the moment."""
+        return self._rooms.gateway.admit(token)
 
     def agent_calls(self, models: TierModels) -> AgentCalls:
         """Return the corridor as agents see it, with the configuration of the moment."""

@@ -15,6 +15,7 @@ from hortator.api.openai import OpenAIDoor
 from hortator.api.orchestrations import OrchestrationsDoor
 from hortator.api.reading import Receive, Scope, Send
 from hortator.api.responses import ResponsesDoor
+from hortator.api.socket import SocketDoor, nowhere
 from hortator.api.task_events import Views
 from hortator.api.tasks import TasksDoor
 from hortator.api.team_chat import TeamChat
@@ -44,12 +45,13 @@ class Doors:
         *,
         root_path: str = "",
         called: Webhooks | None = None,
+        sockets: SocketDoor | None = None,
         views: Views | None = None,
     ) -> None:
         """`stored` is the door of files and batches, which all generations share. `teams`, `roles`: None = orchestration is off.
 
         `root_path` stands before addresses that clients are told; `called`: what is sent to the `callback_url` of tasks;
-        `views`: where requests that wait for tasks are counted.
+        `sockets`: the door of WebSockets, which all generations share; `views`: where requests that wait for tasks are counted.
         """
         self._stored = stored
         team = None if teams is None or roles is None else TeamChat(gateway, teams, roles, root_path)
@@ -69,6 +71,8 @@ class Doors:
             }
         if called is not None:
             self._working[webhooks.PATH] = webhooks.WebhooksDoor(gateway.admit, called)
+        self.socket: Door = nowhere if sockets is None else sockets
+        """Takes what asked for a WebSocket."""
 
     def at(self, path: str, scope: Scope) -> Door | None:
         """Return the door of a path, None for the shell's."""

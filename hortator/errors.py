@@ -417,6 +417,7 @@ CODES = frozenset(
         "too_many_batches",
         "too_many_concurrent_requests",
         "too_many_connections",
+        "too_many_subscriptions",
         "too_many_tasks",
         "too_many_tools",
         "unknown_parameter",

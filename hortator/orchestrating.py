@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from hortator.agent_calls import AgentCalls
-from hortator.call import TenantId
+from hortator.api.objects import Admit
+from hortator.api.socket import SocketDoor
 from hortator.ledger.metrics import Reading
 from hortator.ledger.task_counts import TaskCounts
 from hortator.orchestration.engine import DurableEngine, Role
@@ -29,7 +30,6 @@ from hortator.store import Database
 from hortator.store.notices import Notices
 from hortator.store.tasks import Task, TaskScope
 from hortator.warm import Warm
-from hortator.wire.events import Event
 
 log = logging.getLogger("hortator.orchestration")
 
@@ -43,9 +43,16 @@ class Orchestrating:
     """The room and its work."""
 
     def __init__(
-        self, settings: Settings, database: Database, calls: AgentCalls, warm: Warm, *, worker: bool = False
+        self,
+        settings: Settings,
+        database: Database,
+        calls: AgentCalls,
+        warm: Warm,
+        admit: Admit,
+        *,
+        worker: bool = False,
     ) -> None:
-        """`worker`: this process takes what servers leave to workers. Raises ConfigError for a role file that cannot be read."""
+        """`admit` says who opens a WebSocket. `worker`: this process takes what servers leave to workers. Raises ConfigError for a role file that cannot be read."""
         chosen = settings.orchestration
         self.counts = TaskCounts()
         self._warm = warm
@@ -56,7 +63,7 @@ class Orchestrating:
         self.webhooks = Webhooks(
             database,
             self.engine,
-            self._log,
+            self.hub.follow,
             Guarded(chosen.webhooks.allow_hosts),
             chosen.webhooks,
             unfinished=chosen.tenant_unfinished,
@@ -75,6 +82,7 @@ class Orchestrating:
             slots=self._slots,
             ordered=warm.ordered,
         )
+        self.sockets = SocketDoor(admit, self.teams)
 
     async def start(self) -> None:
         """Begin to work, on what an earlier process left behind too. The engine takes a second to load: it starts beside requests, and
@@ -115,12 +123,6 @@ class Orchestrating:
             Reading("hortator_task_events_buffered", "Events and pieces of text in memory.", hub.buffered),
             Reading("hortator_task_followers_behind_total", "Times that a view was fed from the log.", hub.behind),
         ]
-
-    async def _log(self, tenant_id: TenantId, root_id: str, after: int) -> AsyncGenerator[Event, None]:
-        """The log of a tree for its webhook."""
-        async for event in self.hub.follow(tenant_id, root_id, after):
-            if isinstance(event, Event):
-                yield event
 
 
 def _engine(settings: Settings, database: Database, *, worker: bool) -> DurableEngine:

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from hortator.api import problem
 from hortator.api.reading import request_id
+from hortator.api.websocket import WebSocket
 from hortator.errors import HeadersTooLarge, HortatorError, InvalidRequest, Unavailable
 
 DIRECT = "hortator.direct"
@@ -47,6 +48,8 @@ class Listener(HttpToolsProtocol):
     max_head_bytes: ClassVar[int]
     max_headers: ClassVar[int]
     max_connections: ClassVar[int]
+    sockets: ClassVar[str | None] = None
+    """Path that, like those below it, becomes a WebSocket where a client asks for it. None = nothing does."""
 
     _head_bytes = 0
     _in_head = True
@@ -54,6 +57,8 @@ class Listener(HttpToolsProtocol):
     _discarded = 0
     _unparsed = 0
     """Bytes of a body that are still to come after the parser has stopped at an `Upgrade` header."""
+    _leaving = False
+    """True = the head that has come makes a WebSocket of this connection."""
     _since = 0.0
     """`loop.time()` of the current head's first byte, or of the last reply's end."""
     _clock: asyncio.TimerHandle | None = None
@@ -94,7 +99,11 @@ class Listener(HttpToolsProtocol):
             self._refuse(self._refusal or InvalidRequest("The request is not valid HTTP/1.1.", code="malformed_http"))
             return
         except httptools.HttpParserUpgrade as upgrade:
-            self._without_upgrade(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
+            if self._leaving:
+                self._become_socket(rest)
+                return
+            self._without_upgrade(rest)
         if self._in_head:
             if self._head_bytes > self.max_head_bytes:
                 self._refuse(HeadersTooLarge(f"The request's headers are over {self.max_head_bytes} bytes."))
@@ -102,6 +111,36 @@ class Listener(HttpToolsProtocol):
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
                 self.transport.close()
+
+    def _asks_for_socket(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        """Whether a head is one that makes a WebSocket of the connection: where there are some, and without a body."""
+        return (
+            self.sockets is not None
+            and (path == self.sockets or path.startswith(self.sockets + "/"))
+            and self.parser.should_upgrade()
+            and self.parser.get_method() == b"GET"
+            and headers[b"upgrade"].lower() == b"websocket"
+            and headers.get(b"content-length", b"0") == b"0"
+            and b"transfer-encoding" not in headers
+        )
+
+    def _become_socket(self, rest: bytes) -> None:
+        """Hand the connection over. It counts as one all the time."""
+        method = self.parser.get_method()
+        lines = [b"%b %b HTTP/1.1\r\n" % (method, self.url), *(b"%b: %b\r\n" % pair for pair in self.headers), b"\r\n"]
+        socket = WebSocket(self.config, self.server_state, self.app_state)
+        self.connections.discard(self)
+        socket.connection_made(self.transport)
+        if not rest:  # else it speaks before it has been let in
+            socket.data_received(b"".join(lines))
+        if not socket.handshake_initiated:
+            self.connections.discard(socket)
+            self.connections.add(self)
+            self._refuse(InvalidRequest("The request cannot become a WebSocket.", code="malformed_http"))
+            return
+        if self._clock is not None:
+            self._clock.cancel()
+        self.transport.set_protocol(socket)
 
     def _without_upgrade(self, rest: bytes) -> None:
         """Answer a request that offers an upgrade as if it had not (RFC 9110, 7.8); Java's client does so with every first one.
@@ -164,11 +203,13 @@ class Listener(HttpToolsProtocol):
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
         self.cycle = cycle = Direct(self, scope, headers, keep_alive)
         scope["extensions"] = {DIRECT: cycle}
-        if before is None or before.response_complete:
-            self._start_asgi_task(cycle, self.app)
-        else:  # a pipelined request waits for its turn
+        if before is not None and not before.response_complete:  # a pipelined request waits for its turn
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
+        elif b"upgrade" in headers and self._asks_for_socket(path, headers):
+            self._leaving = True
+        else:
+            self._start_asgi_task(cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body; stop reading while the app has too much of it."""
@@ -336,10 +377,12 @@ class Direct(RequestResponseCycle):
         return not self.flow.write_paused
 
 
-def limited(*, max_head_bytes: int, max_headers: int, max_connections: int) -> type[Listener]:
-    """Return the protocol with its limits."""
+def limited(
+    *, max_head_bytes: int, max_headers: int, max_connections: int, sockets: str | None = None
+) -> type[Listener]:
+    """Return the protocol with its limits. `sockets`: the path of WebSockets."""
     limits = {"max_head_bytes": max_head_bytes, "max_headers": max_headers, "max_connections": max_connections}
-    return type("Listener", (Listener,), limits)
+    return type("Listener", (Listener,), {**limits, "sockets": sockets})
 
 
 class Server(uvicorn.Server):

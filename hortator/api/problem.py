@@ -7,6 +7,7 @@ Doors catch `HortatorError` and send `body` or `flat`; anything else that reache
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -18,13 +19,18 @@ PATIENCE_SECONDS = 120
 JSON = (b"content-type", b"application/json")
 
 
-def body(error: HortatorError) -> bytes:
-    """Return the OpenAI error object of an error. Where several attempts failed it lists them."""
-    content = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+def content(error: HortatorError) -> dict[str, Any]:
+    """Return what an error says, as it stands in every dialect of ours. Where several attempts failed it lists them."""
+    said: dict[str, Any] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
     if error.attempts:
         tries = [{"model": model, "status": status, "code": code} for model, status, code in error.attempts]
-        return msgspec.json.encode({"error": {**content, "attempts": tries}})
-    return msgspec.json.encode({"error": content})
+        said["attempts"] = tries
+    return said
+
+
+def body(error: HortatorError) -> bytes:
+    """Return the OpenAI error object of an error."""
+    return msgspec.json.encode({"error": content(error)})
 
 
 def flat(error: HortatorError, request_id: str) -> bytes:

@@ -12,11 +12,11 @@ from msgspec import Struct
 
 from hortator.api import orchestrations, tasks
 from hortator.api.routes import described
-from hortator.wire import orders, task_view
+from hortator.wire import orders, task_view, webhooks
 from hortator.wire.events import Event, Level
 from hortator.wire.tasks import Pattern, Phase
 
-SCHEMAS: tuple[type[Struct], ...] = (*orders.SCHEMAS, *task_view.SCHEMAS, Event)
+SCHEMAS: tuple[type[Struct], ...] = (*orders.SCHEMAS, *task_view.SCHEMAS, *webhooks.SCHEMAS, Event)
 
 _ONE = ("id",)
 _READ, _TAKEN = (401, 404, 503), (400, 401, 403, 404, 408, 413, 415, 429, 503)
@@ -73,6 +73,10 @@ def paths() -> dict[str, Any]:
     for kind in _KINDS:
         for path, method, name, extra in (*_whole(kind), *_below(kind)):
             found.setdefault(kind.path + path, {})[method] = {"operationId": name, "tags": ["tasks"], **extra}
+    secret, path = described("SecretObject", errors=(401, 503)), "/api/v1/webhooks/secret"
+    rotated = described("SecretObject", errors=(401, 409, 503))
+    found[path] = {"get": {"operationId": "retrieveWebhookSecret", "tags": ["tasks"], **secret}}
+    found[f"{path}/rotate"] = {"post": {"operationId": "rotateWebhookSecret", "tags": ["tasks"], **rotated}}
     return found
 
 
@@ -120,7 +124,7 @@ def _below(kind: _Kind) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     yield "/{id}/messages", "post", f"send{name}Message", message
     yield "/{id}/ledger", "get", f"retrieve{name}Ledger", described("TaskLedger", path=_ONE, errors=_READ)
     yield "/{id}/deliveries", "get", f"list{name}Deliveries", described(None, path=_ONE, errors=_READ)
-    again = described(None, path=("id", "delivery"), errors=_READ)
+    again = described("DeliveryObject", path=("id", "delivery"), errors=_READ)
     yield "/{id}/deliveries/{delivery}/redeliver", "post", f"redeliver{name}", again
 
 

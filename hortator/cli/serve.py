@@ -21,7 +21,9 @@ import uvicorn
 import uvloop
 
 from hortator import __version__
+from hortator.api import socket as socket_door
 from hortator.api.listener import Server, limited
+from hortator.api.websocket import MAX_MESSAGE_BYTES, PING_SECONDS
 from hortator.app import App
 from hortator.cli import logs
 from hortator.cli.configuration import configured, load_settings
@@ -116,11 +118,15 @@ async def _serve(settings: Settings, listening: socket.socket, env_file: Path | 
         max_head_bytes=server_settings.max_header_bytes,
         max_headers=server_settings.max_headers,
         max_connections=server_settings.max_connections,
+        sockets=server_settings.root_path + socket_door.PATH,
     )
     config = uvicorn.Config(
         app,
         http=listener,
-        ws="none",
+        ws="none",  # the listener has its own
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=PING_SECONDS,
         lifespan="off",
         interface="asgi3",
         proxy_headers=False,

@@ -29,7 +29,7 @@ from hortator.store.audit import Actor
 from hortator.store.database import Database
 from hortator.store.webhooks import Delivery, Signing, Webhook, WebhookScope, find_webhook
 from hortator.wire import webhooks as wire
-from hortator.wire.events import Event
+from hortator.wire.events import ENDS, Delta, Event
 from hortator.wire.webhooks import DeliveryObject, SecretObject
 
 KIND = "webhook"
@@ -45,7 +45,7 @@ AT_ONCE_OF_TENANT = 8
 LOOK_SECONDS = 300.0
 """How often a pending delivery is looked at: another process may have redelivered it."""
 STORE_SECONDS = 5.0
-"""Pause where the store does not answer."""
+"""Pause where the store does not answer, or the hub stops."""
 MAX_LISTED = 1_000
 BOTH_SIGN = timedelta(hours=24)
 """How long the secret before a rotation goes on to sign."""
@@ -59,8 +59,8 @@ _AGENT = (b"user-agent", f"hortator/{__version__}".encode())
 
 log = logging.getLogger(__name__)
 
-Follow = Callable[[TenantId, str, int], AsyncGenerator[Event, None]]
-"""The log of a tree (its root's id) behind a `seq`, then live, until its end. Raises Gone, Unavailable."""
+Follow = Callable[[TenantId, str, int], AsyncGenerator[Event | Delta, None]]
+"""The hub's: the log of a tree (its root's id) behind a `seq`, then live, until its end. Raises Gone, Unavailable."""
 
 
 class Answered(Protocol):
@@ -168,11 +168,13 @@ class Webhooks:
             return False
         if last is not None and (last.event_type != wire.PROGRESS or _unwanted(last)):
             return True
-        percent, doubted = hook.progress, last is not None and last.status == "failed"
+        percent, doubted, ended = hook.progress, last is not None and last.status == "failed", False
         try:
             async with aclosing(self._follow(hook.tenant_id, hook.root_id, hook.next_seq - 1)) as events:
                 async for event in events:
-                    percent = wire.progress(event, percent)
+                    if isinstance(event, Delta):
+                        continue
+                    percent, ended = wire.progress(event, percent), event.type in ENDS
                     if not wire.chosen(event, hook.events):
                         continue
                     delivery, body = _delivery(hook, event), wire.body(event, percent)
@@ -184,6 +186,9 @@ class Webhooks:
                     doubted = delivery.status == "failed"
         except (Gone, NotFound):
             log.info("the log of task %s is not kept any more: its webhook ends", hook.root_id)
+            return True
+        if not ended:  # the hub stops
+            raise Unavailable("The log is not shown any more.", code="draining")
         return True
 
     async def _insist(self, scope: WebhookScope, delivery: Delivery) -> None:

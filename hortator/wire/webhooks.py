@@ -159,3 +159,6 @@ def headers(signing: Iterable[str], id: str, timestamp: int, content: bytes) -> 
         (b"webhook-timestamp", b"%d" % timestamp),
         (b"webhook-signature", signatures.encode()),
     ]
+
+
+SCHEMAS: tuple[type[Struct], ...] = (DeliveryObject, SecretObject)

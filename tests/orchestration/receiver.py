@@ -17,7 +17,7 @@ from hortator.call import TenantId
 from hortator.errors import HortatorError
 from hortator.store import Database
 from hortator.store.tables import tasks
-from hortator.wire.events import ENDS, Event
+from hortator.wire.events import ENDS, Delta, Event
 
 
 class Log:
@@ -26,6 +26,13 @@ class Log:
     def __init__(self) -> None:
         self.events: dict[str, list[Event]] = {}
         self._more = asyncio.Condition()
+        self._shut = 0
+
+    async def shut(self) -> None:
+        """End every view, as the hub does when it stops."""
+        async with self._more:
+            self._shut += 1
+            self._more.notify_all()
 
     async def tell(self, root_id: str, type: str, **fields: Any) -> Event:
         """Append an event."""
@@ -37,13 +44,15 @@ class Log:
             self._more.notify_all()
         return event
 
-    async def follow(self, _: TenantId, root_id: str, after: int) -> AsyncGenerator[Event, None]:
+    async def follow(self, _: TenantId, root_id: str, after: int) -> AsyncGenerator[Event | Delta, None]:
         """Like the hub's."""
-        known = self.events.setdefault(root_id, [])
+        known, before = self.events.setdefault(root_id, []), self._shut
         while True:
             async with self._more:
-                while len(known) <= after:
+                while len(known) <= after and self._shut == before:
                     await self._more.wait()
+            if self._shut != before:
+                return
             event = known[after]
             after += 1
             yield event

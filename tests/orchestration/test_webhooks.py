@@ -278,6 +278,18 @@ async def test_a_killed_process_loses_no_call(room: Room) -> None:
     assert [each["status"] for each in await room.listed(root)] == ["delivered"] * 3
 
 
+async def test_a_log_that_is_not_shown_any_more_has_not_ended(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "STORE_SECONDS", 0.01)
+    await room.start()
+    root = await room.begin()
+    await room.log.tell(root, "progress")
+    await eventually(lambda: room.seqs() == [1])
+    await room.log.shut()
+    await room.log.tell(root, "completed")
+    await room.over(root)
+    assert room.seqs() == [1, 2]
+
+
 async def test_late_progress_is_given_up_soon_and_holds_up_no_end(room: Room) -> None:
     room.receiver.plan.extend([500] * 5)
     await room.start()
