@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -155,6 +156,15 @@ async def test_a_plan_that_stays_bad_is_mended(store: Database) -> None:
     field = await Field.of(store, says(plan=circle, mend=circle))
     root = await field.run()
     assert root.status == "Completed" and field.script.kinds.index("do a") < field.script.kinds.index("do b")
+
+
+async def test_a_plan_that_only_says_the_request_again_is_none(store: Database) -> None:
+    request = "Compare Redis, Postgres and cookies"
+    again = json.dumps({"tasks": [{"id": name, "description": request, "dependencies": ["me"]} for name in "ab"]})
+    field = await Field.of(store, says(plan=again, mend=again))
+    root = await field.run(request)
+    (decomposed,) = await field.events(root.id, "task_decomposed")
+    assert root.status == "Completed" and decomposed.details["source"] == "fallback"
 
 
 async def test_what_the_model_cannot_do_is_left_out(store: Database) -> None:
