@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -235,3 +236,37 @@ def test_what_a_worker_was_at_is_completed_by_another(cluster: Gateway, upstream
         for each in (first, second):
             each.process.kill()
             each.process.wait()
+
+
+def test_a_worker_that_was_only_halted_finds_its_team_taken_over(cluster: Gateway, upstream: Upstream) -> None:
+    """Its calls were answered while it stood still. What it makes of them counts for nothing: each part is told and charged once."""
+    mark = uuid.uuid4().hex
+    first = Worker(cluster, "first")
+    second = None
+    try:
+        id = order(cluster, mark, f"[wait:{','.join(WAITING)}]")
+        follower = Follower(cluster, id)
+        mostly_done(upstream, mark)
+        eventually(lambda: settled(cluster, id), "the finished calls to be written down")
+        second = Worker(cluster, "second")
+        first.process.send_signal(signal.SIGSTOP)
+        eventually(lambda: all(calls(upstream, mark)[part] == 2 for part in WAITING), "the other one to ask again")
+        for part in WAITING:
+            upstream.release(mark, part)
+        first.process.send_signal(signal.SIGCONT)
+        task = ended(cluster, id)
+        assert task["status"] == "Completed", task
+        types = Counter(event["type"] for event in follower.finish())
+        assert (types["model_call"], types["partial_result"], types["completed"]) == (PARTS + 2, PARTS, 1)
+        assert [event["seq"] for event in follower.seen] == list(range(1, len(follower.seen) + 1))
+        assert Decimal(task["cost_usd"]) == PRICE * (PARTS + 2)
+        made = calls(upstream, mark)
+        assert {part for part, count in made.items() if count > 1} == {*WAITING, "plan or synthesis"}
+        eventually(lambda: "could not be heard of" in first.log.read_text(), "the halted worker to notice")
+        second.stop()
+        first.stop()
+    finally:
+        for each in (first, second):
+            if each is not None:
+                each.process.kill()
+                each.process.wait()
