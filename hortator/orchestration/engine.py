@@ -8,8 +8,10 @@ DBOS does its database work in threads (`threads.py`); handlers run on the event
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
+import random
 import socket
 import threading
 import time
@@ -59,6 +61,9 @@ END_SECONDS = 5.0
 TEND_SECONDS = 5.0
 AGAIN_SECONDS = 5.0
 PAUSE_SECONDS = 5.0
+FORGET_SECONDS = 3600.0
+KEEP = timedelta(days=1)
+"""How long what has ended is remembered: nobody begins it a second time by then. The tasks themselves are kept by the store."""
 BATCH = 500
 ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 
@@ -229,7 +234,10 @@ class DurableEngine:
         self._works = True
         if self._heart is not None:
             self._heart.reaps = True
-        self._tasks.append(asyncio.create_task(self._tend(), name="engine"))
+        self._tasks += [
+            asyncio.create_task(self._tend(), name="engine"),
+            asyncio.create_task(self._forgets(), name="engine retention"),
+        ]
 
     def _make(self) -> dbos.DBOS:
         """In a thread: make the library's instance."""
@@ -497,6 +505,14 @@ class DurableEngine:
                     await self._in_thread(lambda strays=strays: self._requeue(strays, [self._executor]))  # type: ignore[misc]
             except Unavailable:
                 continue
+
+    async def _forgets(self) -> None:
+        """Delete what ended long ago, every hour; processes that share a database do it in turns by chance."""
+        while True:
+            await asyncio.sleep(FORGET_SECONDS * random.uniform(0.5, 1.5))
+            with contextlib.suppress(Unavailable):
+                while await self.forget(KEEP):
+                    pass
 
     def _look(self) -> tuple[list[str], list[str]]:
         """In a thread: return what was given up and has not been buried, and what has been ours for two looks but does not run."""

@@ -245,6 +245,26 @@ async def test_what_ended_long_ago_is_deleted_in_batches(
         assert sum(counts) == 5
 
 
+async def test_what_ended_long_ago_is_deleted_without_being_asked(
+    sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "FORGET_SECONDS", 0.05)
+    monkeypatch.setattr(engine_module, "KEEP", timedelta(milliseconds=1))
+    runs: list[str] = []
+
+    async def tree(id: str) -> None:
+        runs.append(id)
+
+    async with running(made(sqlite, tmp_path), {"tree": tree}) as engine:
+        await engine.begin("tree", "t1", tenant_id="acme")
+
+        async def forgotten() -> bool:
+            return await sys.modules["dbos"].DBOS.get_workflow_status_async("tree:t1") is None
+
+        await eventually(forgotten)
+    assert runs == ["t1"]
+
+
 async def deleted(engine: DurableEngine, counts: list[int]) -> bool:
     """Delete what has ended until five are gone; an end is written down a moment after the handler returned."""
     counts.append(await engine.forget(timedelta(milliseconds=1)))
