@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -23,6 +23,7 @@ from hortator.errors import Unavailable
 from hortator.orchestration.followed import ITEMS, Followed
 from hortator.store.database import Database
 from hortator.store.notices import LONGEST, Notices
+from hortator.store.task_rows import text
 from hortator.store.tasks import Task, TaskScope, cancelled_since, states
 from hortator.wire.events import ENDS, Delta, Event
 from hortator.wire.tasks import TERMINAL
@@ -90,6 +91,8 @@ class Hub:
         self._opening: dict[tuple[TenantId, str], asyncio.Task[Followed | None]] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._on_cancel: list[OnCancel] = []
+        self._reads: set[asyncio.Task[Any]] = set()
+        """Of trees that were dropped meanwhile."""
         self._behind = 0
         self._grown: dict[str, None] = {}
         self._ends: dict[str, None] = {}
@@ -118,7 +121,8 @@ class Hub:
                 await task
         self._tasks.clear()
         for tree in list(self._followed.values()):
-            tree.close()
+            self._drop(tree)
+        await asyncio.gather(*self._reads, return_exceptions=True)
         if self._notices is not None:
             await self._notices.stop()
 
@@ -155,6 +159,9 @@ class Hub:
 
     def say(self, delta: Delta) -> None:
         """Show a piece of text to whoever follows its tree, here and elsewhere."""
+        fit = text(delta.text)  # a provider may cut a character in two
+        if fit != delta.text:
+            delta = msgspec.structs.replace(delta, text=fit)
         tree = self._followed.get(delta.task_id)
         if tree is not None:
             tree.say(delta)
@@ -198,8 +205,15 @@ class Hub:
         finally:
             tree.followers -= 1
             if not tree.followers and self._followed.get(root_id) is tree:
-                del self._followed[root_id]
-                tree.close()
+                self._drop(tree)
+
+    def _drop(self, tree: Followed) -> None:
+        """Forget a tree that nobody follows; what it is reading comes to its end."""
+        del self._followed[tree.root_id]
+        tree.close()
+        for task in tree.reads:
+            self._reads.add(task)
+            task.add_done_callback(self._reads.discard)
 
     async def _open(self, tenant_id: TenantId, root_id: str) -> Followed | None:
         """The tree's log in memory, read once for all who come at the same time."""
@@ -268,10 +282,9 @@ class Hub:
 
     async def _recheck(self) -> None:
         """One read for all that is followed or waited for. Raises Unavailable."""
-        for root_id, tree in list(self._followed.items()):
+        for tree in list(self._followed.values()):
             if not tree.followers:  # who opened it left before it was there
-                del self._followed[root_id]
-                tree.close()
+                self._drop(tree)
         trees = dict(self._followed)
         ids = list({*trees, *self._waiting})
         if not ids:
@@ -378,8 +391,7 @@ def _packed(deltas: Sequence[Delta]) -> list[list[Delta]]:
     room = 0
     for piece in pieces:
         for start in range(0, len(piece.text), _TEXT):
-            text = piece.text[start : start + _TEXT]
-            part = msgspec.structs.replace(piece, offset=piece.offset + start, text=text)
+            part = msgspec.structs.replace(piece, offset=piece.offset + start, text=piece.text[start : start + _TEXT])
             size = len(msgspec.json.encode(part)) + 1
             if not parts or size > room:
                 parts.append([])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from hortator.errors import Unavailable
 from hortator.wire.events import ENDS, Delta, Event, encode
@@ -100,11 +100,15 @@ class Followed:
         self._put(delta)
         self._wake()
 
+    @property
+    def reads(self) -> list[asyncio.Task[Any]]:
+        """What is being read."""
+        tasks = (self._reading, *self._pages.values())
+        return [task for task in tasks if task is not None and not task.done()]
+
     def close(self) -> None:
         """There is nothing more: the tree is no more, or the process stops."""
         self.ended = True
-        if self._reading is not None:
-            self._reading.cancel()
         self._wake()
 
     def _wake(self) -> None:
@@ -152,34 +156,39 @@ class Followed:
         """Everything behind `after`, then what comes, until the end. Raises Unavailable."""
         wake = asyncio.Event()
         self._wakes.add(wake)
+        place: int | None = None
         try:
-            place = self._place(after)
             while True:
-                if place is None or place < self._base:
-                    place = self._place(after)
-                if place is None:
-                    self._missed()
-                    for event in await self._page(after):
-                        after = event.seq
-                        yield event
-                        if event.type in ENDS:
-                            return
-                    continue
-                if place < self._base + len(self._items):
-                    item = self._items[place - self._base][0]
-                    place += 1
-                    if isinstance(item, Event):
-                        if item.seq > after:
-                            after = item.seq
+                items, place = await self._next(place, after, wake)
+                if items is None:
+                    return
+                for item in items:
+                    if isinstance(item, Delta):
+                        if deltas:
                             yield item
+                    elif item.seq > after:
+                        after = item.seq
+                        yield item
                         if item.type in ENDS:
                             return
-                    elif deltas:
-                        yield item
-                elif self.ended:
-                    return
-                else:
-                    wake.clear()
-                    await wake.wait()
         finally:
             self._wakes.discard(wake)
+
+    async def _next(
+        self, place: int | None, after: int, wake: asyncio.Event
+    ) -> tuple[Sequence[Event | Delta] | None, int | None]:
+        """What is at a place in memory, or behind an event in the log, and the place behind that; nothing yet after a wake; None at the end."""
+        if place is None or place < self._base:
+            place = self._place(after)
+        end = self._base + len(self._items)
+        if place is None:
+            self._missed()
+            page = await self._page(after)
+            return page, None if page else end
+        if place < end:
+            return (self._items[place - self._base][0],), place + 1
+        if self.ended:
+            return None, place
+        wake.clear()
+        await wake.wait()
+        return (), place

@@ -7,6 +7,7 @@ and models write passes `plain`, because Postgres takes neither a NUL nor half a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,6 +29,7 @@ UNFINISHED = ("Pending", "Running", "Waiting", "Retrying")
 """Phases of a task that has not ended."""
 MESSAGE_CHARACTERS = 500
 _DEEPEST = 100
+_UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 class Task(NamedTuple):
@@ -222,10 +224,8 @@ def as_event(root_id: str, seq: int, type: str, payload: Mapping[str, Any], at: 
 
 
 def text(value: str) -> str:
-    """Return a text as both databases take it: without NUL, halves of characters replaced."""
-    if value.isascii():
-        return value.replace("\0", "\ufffd")
-    return value.replace("\0", "\ufffd").encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    """Return a text as both databases take it: NULs and halves of characters replaced, one for one."""
+    return _UNFIT.sub("\ufffd", value)
 
 
 def plain(value: Any, depth: int = 0) -> Any:

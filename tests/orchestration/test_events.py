@@ -323,6 +323,20 @@ async def test_a_lost_connection_comes_back_and_nothing_is_missed(postgres: Worl
     await eventually(lambda: cancelled.id in heard)
 
 
+async def test_half_a_character_stops_no_text(postgres: World) -> None:
+    here, (there, _) = await postgres.hub(), await postgres.elsewhere()
+    root = await postgres.tree(here)
+    seen = [asyncio.create_task(collect(hub.follow(postgres.tenant_id, root.id, 1, True))) for hub in (here, there)]
+    await eventually(lambda: here.gauges().followers == there.gauges().followers == 1)
+    before = there.gauges().buffered
+    for offset, text in enumerate("\ud83da"):
+        here.say(Delta(task_id=root.id, run=1, offset=offset, text=text))
+    await eventually(lambda: there.gauges().buffered > before)
+    await postgres.end(here, root)
+    for items in await asyncio.gather(*seen):
+        assert "".join(each.text for each in items if isinstance(each, Delta)) == "\ufffda"
+
+
 async def test_a_stopping_hub_ends_its_followers(world: World) -> None:
     hub = await world.hub()
     root = await world.tree(hub)

@@ -462,10 +462,9 @@ async def test_text_that_no_database_takes_is_kept_without_what_is_wrong(ours: R
     await ours.settle(root, "plan", Took({"x\0": ["\udfff", float("nan"), 1 << 70]}), [note(root, "a\0\ud83d")])
     step = await ours.step(root.id, "plan")
     assert step is not None
-    assert step.result == {"x\ufffd": ["\ufffd\ufffd\ufffd", None, 1 << 70]}
+    assert step.result == {"x\ufffd": ["\ufffd", None, 1 << 70]}
     (event,) = await ours.events(root.id, 0, 9)
-    assert event.content is not None
-    assert event.content.startswith("a\ufffd")
+    assert event.content == "a\ufffd\ufffd"
     assert (ours.heard[-1][1][0], (await fresh(ours, root)).name) == (event, "a\ufffdb")
 
 
