@@ -48,7 +48,7 @@ class HortatorError(Exception):
     status: int = 500
     type: str = "server_error"
     default_code: ClassVar[str] = "internal_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """Headers that the reply needs besides those every error gets; names in small letters."""
     attempts: tuple[tuple[str, int | None, str], ...] = ()
@@ -293,6 +293,10 @@ class Superseded(UpstreamError):
     default_code = "superseded"
 
 
+_LATER = frozenset({408, 409, 425, 429})
+"""Statuses below 500 after which the same request may succeed later."""
+
+
 class UpstreamRefused(UpstreamError):
     """The provider answered with an error status, or sent an error event in a stream.
 
@@ -316,6 +320,7 @@ class UpstreamRefused(UpstreamError):
     ) -> None:
         super().__init__(message, code=code, param=param, retry_after=retry_after)
         self.upstream_status = upstream_status
+        self.retryable = upstream_status >= 500 or upstream_status in _LATER
         self.status = status
         self.type = type
         self.headers = headers

@@ -115,6 +115,19 @@ def test_a_client_that_wants_to_know_sees_the_team_at_work(client: openai.OpenAI
     assert "model_call" not in types
 
 
+def test_a_part_that_a_provider_refuses_is_not_asked_for_again_and_again(client: openai.OpenAI, mark: str) -> None:
+    """R-000-88: what is wrong with a request stays wrong; the answer is made of the rest."""
+    with client.chat.completions.create(
+        **order(mark, "[fail:part-1]"), stream=True, extra_headers={"X-Hortator-Verbosity": "verbose"}
+    ) as stream:
+        chunks = list(stream)
+    types = [found["type"] for chunk in chunks if (found := getattr(chunk, "hortator_event", None))]
+    assert "agent_failed" in types
+    assert "retrying" not in types
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == "The answer of the team, from part-2, part-3."
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_ends_its_team(crewed: Gateway, upstream: Upstream, mark: str, stream: bool) -> None:
     with crewed.door.begin(order(mark, "[hold]", stream=stream)):
