@@ -22,7 +22,7 @@ import uuid_utils
 
 from hortator import __version__
 from hortator.call import Caller, TenantId
-from hortator.errors import Conflict, Gone, HortatorError, NotFound, RateLimited, Unavailable
+from hortator.errors import Conflict, Gone, HortatorError, InvalidRequest, NotFound, RateLimited, Unavailable
 from hortator.orchestration.ports import Engine, Handler
 from hortator.settings import Webhooks as Settings
 from hortator.store.audit import Actor
@@ -129,7 +129,10 @@ class Webhooks:
 
     async def check(self, caller: Caller, url: str, events: Sequence[str] | None) -> None:
         """Say whether an order's callback can be taken. Raises InvalidRequest, RateLimited (`too_many_tasks`), Unavailable."""
-        self._client.check(url)
+        try:
+            self._client.check(url)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, code=error.code, param="callback_url") from None
         wire.checked(events)
         if await self._scope(caller.tenant_id).unfinished() >= self._most:
             raise RateLimited(

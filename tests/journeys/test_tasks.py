@@ -338,6 +338,8 @@ def test_a_bad_order_is_refused_before_anything_happens(client: Client) -> None:
         ({"prompt": "x", "files": [{"filename": "../a", "content": ""}]}, "invalid_file_path"),
     ):
         assert client.refused("POST", TASKS, body) == (400, code)
+    inside = client.door.call("POST", TASKS, json.dumps({"prompt": "x", "callback_url": "http://127.0.0.1/"}).encode())
+    assert (inside.error["code"], inside.error["param"]) == ("url_not_allowed", "callback_url")
     assert client.door.call("POST", TASKS, b"{", content_type="text/plain").status == 415
     assert client.door.call("POST", TASKS, b"x" * 1_000_001).status == 413
     assert client.door.call("POST", TASKS, b"{}", authorization=None).status == 401
