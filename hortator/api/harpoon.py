@@ -17,26 +17,25 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hortator.api import problem
-from hortator.api.inference import Exchange, Manner, allow, resend, respond, serve, told
+from hortator.api.harpoon_view import decided, reasoning, shown
+from hortator.api.harpoon_view import found as known
+from hortator.api.inference import FLAT, Exchange, allow, resend, respond, serve, told
 from hortator.api.query import only, read_query
 from hortator.api.reading import HangUp, Receive, Scope, Send, bearer, expect_json, read_body
 from hortator.call import Call, Caller, Decision, Deployment, ModelId, RequestId, Usage
 from hortator.dispatch import Trace
 from hortator.errors import Forbidden, HortatorError, InvalidRequest, NotFound
 from hortator.gateway import Gateway
-from hortator.routing import AUTO, Card, Catalogue, Rules, decide, preview
+from hortator.routing import AUTO, Catalogue, Rules, decide, preview
 from hortator.settings import Tier
 from hortator.wire import harpoon
-from hortator.wire.harpoon import ChatOrder, ChatReply, Model
+from hortator.wire.harpoon import ChatOrder, ChatReply
 
 API_VERSION = "2.0.0"
 """The version of this contract, not of the gateway."""
-MAX_FALLBACKS = 2
 BATCH_AT_ONCE = 8
 """Requests of one batch that run at the same time."""
 TIERS = ("primary", "edge", "flagship", "local")
-
-FLAT = Manner(problem.flat, problem.flat, lambda error: error.status)
 
 _JSON = msgspec.json.Encoder(decimal_format="number")
 
@@ -108,15 +107,8 @@ class HarpoonDoor:
         call = _call(order, caller, catalogue, exchange, exchange.id)
         with _nothing_found(order):
             found = preview(call, caller, catalogue, self._sources.rules[order.tier])
-        cards = [card for id in found.fallbacks[:MAX_FALLBACKS] if (card := catalogue.card(id)) is not None]
-        reasoning = _reasoning(None if order.model else found.path, found.score, found.reasons, order)
-        decision = harpoon.RouteDecision(
-            selected_model=_shown(catalogue.card(found.model) or found.card),
-            fallback_models=[_shown(card) for card in cards],
-            reasoning=reasoning,
-            estimated_cost=found.estimated_cost,
-            estimated_latency=found.estimated_latency_ms,
-        )
+        why = reasoning(None if order.model else found.path, found.score, found.reasons, order.tier)
+        decision = decided(found, catalogue, why)
         await self._respond(exchange, harpoon.RouteReply(decision, _explanation(decision)))
 
     async def _batch(self, exchange: Exchange, trace: Trace) -> None:
@@ -175,7 +167,7 @@ class HarpoonDoor:
         if tier is not None and tier not in TIERS:
             raise InvalidRequest(f"tier must be {', '.join(TIERS)}", code="invalid_value", param="tier")
         models = [
-            _shown(card)
+            shown(card)
             for card in self._gateway.catalogue().listed(caller.allowed_models)
             if tier in (None, card.tier) and provider in (None, card.provider)
         ]
@@ -185,10 +177,10 @@ class HarpoonDoor:
         """Describe one model."""
         allow(exchange, "GET", "HEAD")
         caller = await self._gateway.admit(bearer(exchange.headers))
-        card = _found(self._gateway.catalogue(), caller.allowed_models, wanted)
+        card = known(self._gateway.catalogue(), caller.allowed_models, wanted)
         if card is None:
             raise NotFound("Model not found", code="model_not_found", param="id")
-        await self._respond(exchange, _shown(card))
+        await self._respond(exchange, shown(card))
 
     async def _taken(self, exchange: Exchange) -> tuple[Caller, bytes]:
         """Say who posts what."""
@@ -242,7 +234,7 @@ class _Walk:
             performance=harpoon.Performance(round(seconds * 1000), round(written / seconds, 1)),
             cost=harpoon.Cost(self._sources.price(deployment, self._trace.response_model, usage)),
             routing=harpoon.Routed(
-                decision.model, _reasoning(decision.path, decision.score, decision.reasons, self._order)
+                decision.model, reasoning(decision.path, decision.score, decision.reasons, self._order.tier)
             ),
         )
 
@@ -257,7 +249,7 @@ def _call(order: ChatOrder, caller: Caller, catalogue: Catalogue, exchange: Exch
     """Return the call that a prompt means."""
     model = order.model or AUTO
     if order.model is not None:
-        card = _found(catalogue, caller.allowed_models, order.model)
+        card = known(catalogue, caller.allowed_models, order.model)
         model = order.model if card is None else card.id
     body = harpoon.completion_body(order, model)
     return Call(
@@ -286,16 +278,6 @@ def _nothing_found(order: ChatOrder) -> Iterator[None]:
         raise NotFound(f"No model{of} is served that this key may use.", code="model_not_found", param="tier") from None
 
 
-def _reasoning(path: str | None, score: float | None, reasons: tuple[str, ...], order: ChatOrder) -> str:
-    """Return why a model was chosen, in a sentence."""
-    if path is None:
-        return "The model was asked for."
-    said = f"complexity {0.0 if score is None else score:.2f}, path {path}"
-    if reasons:
-        said += f": {'; '.join(reasons)}"
-    return said if order.tier is None else f"{said}; only tier {order.tier}"
-
-
 def _explanation(decision: harpoon.RouteDecision) -> str:
     """Return a decision in Markdown."""
     chosen = decision.selected_model
@@ -310,28 +292,4 @@ def _explanation(decision: harpoon.RouteDecision) -> str:
             f"- Estimated latency: {'not known' if latency is None else f'{latency:.0f} ms'}",
             f"- Standing by: {standing_by or 'none'}",
         )
-    )
-
-
-def _found(catalogue: Catalogue, allowed: tuple[str, ...], wanted: str) -> Card | None:
-    """Return the card of a model by its id, or by the provider's own name for it, which Harpoon's ids were."""
-    cards = catalogue.listed(allowed)
-    for card in cards:
-        if card.id == wanted:
-            return card
-    same = [card for card in cards if card.model == wanted]
-    own = (card for card in same if card.id == f"{card.provider}/{card.model}")  # before a name that stands for several
-    return next(own, same[0] if same else None)
-
-
-def _shown(card: Card) -> Model:
-    return Model(
-        id=card.id,
-        provider=card.provider,
-        tier=card.tier,
-        speed=card.speed,
-        cost_per_1m=card.price,
-        context_window=card.context_window,
-        capabilities=list(card.capabilities or ()),
-        description=card.description or "",
     )

@@ -69,6 +69,9 @@ OPENAI = Manner(
     lambda error: error.status,
 )
 
+FLAT = Manner(problem.flat, problem.flat, lambda error: error.status)
+"""Harpoon's."""
+
 
 async def serve(
     scope: Scope, receive: Receive, send: Send, manner: Manner, handle: Callable[[Exchange, Trace], Awaitable[None]]
