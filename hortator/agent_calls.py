@@ -37,7 +37,7 @@ from hortator.gateway import Gateway
 from hortator.ledger import PriceBook
 from hortator.ledger.records import Recorder
 from hortator.orchestration.ports import Answer, Ask, Estimate, Spent, ToolCall
-from hortator.routing import AUTO, Catalogue, Rules, decide, rules_of_path
+from hortator.routing import AUTO, Catalogue, Rules, decide, rules_by_tier, rules_of_path
 from hortator.settings import TierModels
 from hortator.store.tables import MONEY_SCALE
 from hortator.tenancy import Identity
@@ -99,7 +99,8 @@ class AgentCalls:
             "legionary": models.legionary,
         }
         self._newer_limit = newer_limit
-        self._rules: tuple[Rules, dict[Path, Rules]] | None = None
+        self._rules: tuple[Rules, dict[str, Rules]] | None = None
+        """By tier; the tier `auto` has what is right for the request's complexity."""
 
     async def caller(self, key_hash: str, priority: str) -> Caller:
         """Who an agent works for, at the lower of its key's priority and this one. Raises Unauthenticated, Unavailable.
@@ -146,7 +147,7 @@ class AgentCalls:
                 raise Spent(trace.usage, cost) from error
             raise
         text, tools, finish = message
-        deployment = trace.deployment
+        deployment, chosen = trace.deployment, decision[0]
         assert deployment is not None
         return Answer(
             text=text,
@@ -158,6 +159,9 @@ class AgentCalls:
             request_id=call.id,
             latency_ms=(time.monotonic() - call.started) * 1000,
             attempts=trace.tries,
+            chosen=chosen.model,
+            reasoning=_reasoning(chosen),
+            fell_back=deployment not in chosen.candidates,
         )
 
     def providers(self) -> set[ProviderId]:
@@ -203,15 +207,33 @@ class AgentCalls:
         if call.model != AUTO or AUTO in catalogue:
             return decide(call, caller, catalogue, gateway.rules)
         if self._rules is None or self._rules[0] is not gateway.rules:
-            self._rules = gateway.rules, {path: rules_of_path(gateway.rules, path) for path in PATHS.values()}
+            rules = {path: rules_of_path(gateway.rules, path) for path in PATHS.values()}
+            self._rules = (
+                gateway.rules,
+                {**{tier: rules[path] for tier, path in PATHS.items()}, AUTO: _free(gateway.rules)},
+            )
         free = replace(call, wish=replace(call.wish, task_type=None))
-        return decide(free, caller, catalogue, self._rules[1][PATHS.get(tier, "standard")])
+        by = self._rules[1]
+        return decide(free, caller, catalogue, by.get(tier) or by["centurion"])
 
     def _limit(self, body: Object, ask: Ask, decision: Decision) -> None:
         """Say how long the answer may be, in the field that the provider wants."""
         if ask.max_tokens is not None:
             newer = any(place.provider in self._newer_limit for place in _places(decision))
             body["max_completion_tokens" if newer else "max_tokens"] = Raw(b"%d" % ask.max_tokens)
+
+
+def _free(rules: Rules) -> Rules:
+    """Return rules by which a request's complexity decides."""
+    return rules_by_tier(rules)[None]
+
+
+def _reasoning(decision: Decision) -> str:
+    """Return why routing chose a model; empty where it was named."""
+    if decision.path is None:
+        return ""
+    score = "" if decision.score is None else f"complexity {decision.score:.2f}, "
+    return f"{score}path {decision.path}" + (f": {'; '.join(decision.reasons)}" if decision.reasons else "")
 
 
 def _places(decision: Decision) -> list[Deployment]:

@@ -17,6 +17,7 @@ from hortator.ledger.metrics import Reading
 from hortator.ledger.task_counts import TaskCounts
 from hortator.orchestration.engine import DurableEngine, Role
 from hortator.orchestration.events import Hub
+from hortator.orchestration.patterns import PATTERNS
 from hortator.orchestration.roles import Roles
 from hortator.orchestration.slots import Slots
 from hortator.orchestration.teams import KIND, Teams
@@ -70,7 +71,15 @@ class Orchestrating:
         )
         roles = Roles(chosen.roles)
         self._tree = Tree(
-            database, self.engine, calls, self.hub, roles, chosen, _tool_maker(settings), slots=self._slots
+            database,
+            self.engine,
+            calls,
+            self.hub,
+            roles,
+            chosen,
+            _tool_maker(settings),
+            PATTERNS,
+            slots=self._slots,
         )
         self.teams = Teams(
             database,

@@ -25,7 +25,7 @@ from hortator.settings import Orchestration
 from hortator.store.task_rows import plain
 from hortator.store.tasks import NewEvent, NewFile, Task
 from hortator.wire.orders import file_path
-from hortator.wire.tasks import Budget, Pattern, Strategy, TaskConfig, Tier, seconds
+from hortator.wire.tasks import MAX_AGENTS, Budget, Pattern, Strategy, TaskConfig, Tier, seconds
 
 Path = Literal["fast", "standard", "complex"]
 
@@ -200,7 +200,8 @@ def _decided(caller: Caller, order: Order, role: Role, pattern: Pattern, setting
     """Return the configuration with nothing left open but what its tier or role has. Raises InvalidRequest, Forbidden."""
     given = order.config
     tier, strategy = _shape(given, order.path, pattern)
-    shaped = structs.replace(given, tier=tier, decomposition_strategy=strategy)
+    agents = given.max_agents if pattern == "team" else given.max_agents or MAX_AGENTS
+    shaped = structs.replace(given, tier=tier, decomposition_strategy=strategy, max_agents=agents)
     bounds = legion.bounds(shaped)
     timeout = seconds(given.timeout, "config.timeout") if given.timeout is not None else settings.timeout_seconds
     return structs.replace(
@@ -216,10 +217,10 @@ def _decided(caller: Caller, order: Order, role: Role, pattern: Pattern, setting
 
 
 def _shape(given: TaskConfig, path: Path | None, pattern: Pattern) -> tuple[Tier, Strategy]:
-    """Who leads, and how much is given to others. A legionary gives nothing to anybody."""
+    """Who leads, and how much is given to others. A legionary gives nothing to anybody; a pattern has agents to send (R-002-18)."""
     strategy = given.decomposition_strategy or STRATEGIES[path or "standard"]
     if pattern != "team":
-        return given.tier or "tribune", strategy
+        return "tribune", strategy
     tier = given.tier or ("legionary" if strategy == "none" else "tribune")
     return tier, "none" if tier == "legionary" else strategy
 
