@@ -12,6 +12,7 @@ from hortator.api import route, webhooks
 from hortator.api.harpoon import HarpoonDoor, Sources
 from hortator.api.messages import VERSION, MessagesDoor
 from hortator.api.openai import OpenAIDoor
+from hortator.api.orchestrate import ORCHESTRATE, STATUS, OrchestrateDoor
 from hortator.api.orchestrations import OrchestrationsDoor
 from hortator.api.reading import Receive, Scope, Send
 from hortator.api.responses import ResponsesDoor
@@ -60,6 +61,7 @@ class Doors:
         self._responses = ResponsesDoor(gateway, archive, background, max_body_bytes, team)
         self._previews = route.RouteDoor(gateway, max_body_bytes)
         self._harpoon = HarpoonDoor(gateway, sources, max_body_bytes)
+        self._orchestrate = OrchestrateDoor(gateway, teams, max_body_bytes)
         self._working: dict[str, Door] = {}
         """Doors of what teams of agents work on, by path."""
         if teams is not None:
@@ -85,7 +87,7 @@ class Doors:
         if path == route.PATH:
             return self._previews
         if path.startswith("/api/") and not path.startswith("/api/v1/"):
-            return self._harpoon
+            return self._orchestrate if path.startswith(ORCHESTRATE) or path == STATUS else self._harpoon
         for known, door in self._working.items():
             if path.startswith(known) and path[len(known) : len(known) + 1] in ("", "/"):
                 return door

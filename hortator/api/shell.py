@@ -19,7 +19,7 @@ from hortator.api import administration, health, task_paths
 from hortator.api.routes import described, refusal
 from hortator.errors import HortatorError, InvalidRequest, MethodNotAllowed, NotFound
 from hortator.tenancy.administration import Administration
-from hortator.wire import batches, harpoon
+from hortator.wire import batches, harpoon, patterns
 from hortator.wire.chat import ChatRequest
 from hortator.wire.completions import CompletionRequest
 from hortator.wire.embeddings import EmbeddingsRequest
@@ -200,7 +200,13 @@ _MESSAGE_ERROR: dict[str, Any] = {
 
 def _with_raw_doors(document: dict[str, Any]) -> dict[str, Any]:
     """Add the routes that the raw doors serve."""
-    kinds = [*(each.request for each in _CALLS), *administration.SCHEMAS, *harpoon.SCHEMAS, *batches.SCHEMAS]
+    kinds = [
+        *(each.request for each in _CALLS),
+        *administration.SCHEMAS,
+        *harpoon.SCHEMAS,
+        *patterns.SCHEMAS,
+        *batches.SCHEMAS,
+    ]
     kinds += task_paths.SCHEMAS
     shapes, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
@@ -283,6 +289,13 @@ def _harpoon() -> dict[str, Any]:
             "RouteReply", body="ChatOrder", errors=(*taken, 403, 404, 503)
         ),
         ("/api/batch", "post", "harpoonBatch"): described(None, body="BatchOrder", errors=(*taken, 503)),
+        ("/api/agents/status", "get", "harpoonAgents"): described("AgentsStatus", errors=(401, 503)),
+    }
+    found |= {
+        (f"/api/orchestrate/{pattern}", "post", f"harpoon{pattern.capitalize()}"): described(
+            "OrchestrationReply", body=f"{pattern.capitalize()}Order", errors=(*taken, *carried)
+        )
+        for pattern in patterns.NAMES
     }
     paths: dict[str, Any] = {}
     for (path, method, name), operation in found.items():
