@@ -130,6 +130,7 @@ class Orchestrating:
             Reading("hortator_task_followers", "Views of logs that are open.", hub.followers),
             Reading("hortator_task_logs_followed", "Trees whose log somebody views.", hub.trees),
             Reading("hortator_task_events_buffered", "Events and pieces of text in memory.", hub.buffered),
+            Reading("hortator_task_log_reads_total", "Reads of the store for views and for who waits.", hub.reads),
             Reading("hortator_task_followers_behind_total", "Times that a view was fed from the log.", hub.behind),
         ]
 

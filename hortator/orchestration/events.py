@@ -71,6 +71,20 @@ class Gauges(NamedTuple):
     behind: int
     """How often, since the start, a follower was fed from the log because it fell behind what is in memory, or began before it."""
     waiting: int
+    reads: int
+    """How often, since the start, the store was read for followers and for who waits, all together."""
+
+
+class _Counted:
+    """A log whose reads are counted."""
+
+    def __init__(self, scope: TaskScope, count: Callable[[], None]) -> None:
+        self._scope = scope
+        self._count = count
+
+    async def events(self, root_id: str, after: int, limit: int, types: Sequence[str] | None = None) -> list[Event]:
+        self._count()
+        return await self._scope.events(root_id, after, limit, types)
 
 
 class Hub:
@@ -94,6 +108,7 @@ class Hub:
         self._reads: set[asyncio.Task[Any]] = set()
         """Of trees that were dropped meanwhile."""
         self._behind = 0
+        self._reads = 0
         self._grown: dict[str, None] = {}
         self._ends: dict[str, None] = {}
         self._cancelled: dict[str, None] = {}
@@ -235,7 +250,7 @@ class Hub:
             root = await scope.find(root_id)
             if root is None or root.id != root.root_id:
                 return None
-        tree = Followed(scope, tenant_id, root_id, tail, self._fell_behind)
+        tree = Followed(_Counted(scope, self._read_once), tenant_id, root_id, tail, self._fell_behind)
         self._followed[root_id] = tree
         tree.read()  # what was told between the two
         return tree
@@ -267,7 +282,10 @@ class Hub:
         trees = self._followed.values()
         followers = sum(tree.followers for tree in trees)
         waiting = sum(map(len, self._waiting.values()))
-        return Gauges(followers, len(trees), sum(tree.buffered for tree in trees), self._behind, waiting)
+        return Gauges(followers, len(trees), sum(tree.buffered for tree in trees), self._behind, waiting, self._reads)
+
+    def _read_once(self) -> None:
+        self._reads += 1
 
     # What no hint brought.
 
@@ -289,6 +307,7 @@ class Hub:
         ids = list({*trees, *self._waiting})
         if not ids:
             return
+        self._read_once()
         found = await states(self._database, ids)
         for root_id, tree in trees.items():
             state = found.get(root_id)
@@ -369,6 +388,7 @@ class Hub:
     async def _catch_up(self) -> None:
         since = self._heard_at - timedelta(seconds=10)
         with contextlib.suppress(Unavailable):
+            self._read_once()
             cancelled = await cancelled_since(self._database, since)
             if cancelled:
                 self._tell_cancelled(cancelled)
