@@ -108,7 +108,7 @@ class Hub:
         self._reads: set[asyncio.Task[Any]] = set()
         """Of trees that were dropped meanwhile."""
         self._behind = 0
-        self._reads = 0
+        self._looked = 0
         self._grown: dict[str, None] = {}
         self._ends: dict[str, None] = {}
         self._cancelled: dict[str, None] = {}
@@ -282,10 +282,10 @@ class Hub:
         trees = self._followed.values()
         followers = sum(tree.followers for tree in trees)
         waiting = sum(map(len, self._waiting.values()))
-        return Gauges(followers, len(trees), sum(tree.buffered for tree in trees), self._behind, waiting, self._reads)
+        return Gauges(followers, len(trees), sum(tree.buffered for tree in trees), self._behind, waiting, self._looked)
 
     def _read_once(self) -> None:
-        self._reads += 1
+        self._looked += 1
 
     # What no hint brought.
 
