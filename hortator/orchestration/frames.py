@@ -167,20 +167,20 @@ def _sided(subjects: Sequence[str], strategy: Strategy, most: int) -> list[Part]
     subjects = _bundled(subjects, most)
     sides = min(len(_SIDES), most // len(subjects)) if strategy == "aggressive" else 1
     if sides < 2:
-        return _parts(
-            [
-                (
-                    f"option-{n}",
-                    f"Examine this option only: {text}. Say how it works, its strengths, weaknesses and costs, and when it fits.",
-                )
-                for n, text in enumerate(subjects, 1)
-            ]
-        )
+        told = "Explain {}: how it works, its strengths, weaknesses and costs, and when it fits. Nothing else."
+        return _parts([(f"option-{n}", told.format(text)) for n, text in enumerate(subjects, 1)])
     return [
-        Part(id=f"option-{n}-{id}", description=f"Examine this option only: {text}. Say {what}.", group=f"option-{n}")
+        Part(id=f"option-{n}-{id}", description=f"Explain of {text} only {what}.", group=f"option-{n}")
         for n, text in enumerate(subjects, 1)
         for id, what in _SIDES[:sides]
     ]
+
+
+def _hints(what: str, number: int) -> list[str]:
+    """Return so many different ones of what is wanted, described so that agents who do not see each other take different ones."""
+    kinds = ("the most common", "the simplest", "the most powerful", "the one for special needs", "the most unusual")
+    hints = [*kinds, *(f"one that is number {n} on a long list" for n in range(len(kinds) + 1, number + 1))]
+    return [f"one of the {what} ({hint}; name it first)" for hint in hints[:number]]
 
 
 def fallback(request: str, domain: str, strategy: Strategy, most: int) -> list[Part]:
@@ -201,19 +201,7 @@ def fallback(request: str, domain: str, strategy: Strategy, most: int) -> list[P
     counted = _counted(text)
     if counted is not None:
         number, what = min(counted[0], most), counted[1]
-        places = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
-        hints = (
-            "the most common one",
-            "the simplest one",
-            "the most powerful one",
-            "one for special needs",
-            "an unusual one",
-        )
-        subjects = [
-            f"the {places[n % 10]} of {counted[0]} {what} ({hints[n] if n < len(hints) else 'one that others would not name'})"
-            for n in range(number)
-        ]
-        return _recommended(_sided(subjects, strategy, most), text, most)
+        return _recommended(_sided(_hints(what, number), strategy, most), text, most)
     questions = _distinct(_QUESTION.findall(text))
     if len(questions) >= 2:
         return _parts(

@@ -119,7 +119,7 @@ class Lead:
                 raise NoTeam from error
             ms = ms or said.ms
             try:
-                parts = plans.read(said.text)
+                parts = plans.useful(plans.read(said.text), self._brief.request)
                 return Plan(parts=tuple(plans.checked(parts, most)), source="planned", ms=ms)
             except BadPlan as bad:
                 if bad.unreadable:

@@ -51,6 +51,9 @@ FORMAT: Final[Mapping[str, Any]] = {
 """The same as a chat completion's `response_format`."""
 
 _FENCE = re.compile(r"```[a-zA-Z0-9_-]*\s*\n(.*?)(?:```|\Z)", re.DOTALL)
+_WORD = re.compile(r"\w+")
+_SAME: Final = 0.65
+"""A part that shares so much of its words with the request is the request."""
 _ID = re.compile(r"[^a-z0-9]+")
 _LISTS = ("tasks", "subtasks", "parts", "steps", "plan", "agents")
 _TEXTS = ("description", "task", "prompt", "instructions", "goal", "content", "title", "name")
@@ -155,6 +158,32 @@ def read(answer: str) -> list[Part]:
     if not parts:
         raise BadPlan("There is no JSON object with a list 'tasks' in the answer.", unreadable=True)
     return parts
+
+
+def useful(parts: Sequence[Part], request: str) -> list[Part]:
+    """Return the parts that say something: none twice, and none that only says the request again, as small models do.
+
+    Raises BadPlan (`unreadable`) where no plan is left of it.
+    """
+    whole = _words(request)
+    kept: dict[str, Part] = {}
+    for part in parts:
+        words = _words(part.description)
+        same = len(words & whole) / (len(words | whole) or 1)
+        if same < _SAME:
+            kept.setdefault(" ".join(part.description.casefold().split()), part)
+    if not kept or len(kept) < min(len(parts), 2):
+        raise BadPlan("The tasks only repeat the request.", unreadable=True)
+    ids = {part.id for part in kept.values()}
+    gone = {part.id for part in parts} - ids
+    return [
+        structs.replace(part, dependencies=tuple(need for need in part.dependencies if need not in gone))
+        for part in kept.values()
+    ]
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.casefold()[:MAX_DESCRIPTION]))
 
 
 def checked(parts: Sequence[Part], most: int) -> list[Part]:

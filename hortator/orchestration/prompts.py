@@ -26,7 +26,7 @@ WIDE: Final = Room(24_000, 4_000)
 TIGHT: Final = Room(2_300, 1_200)
 """For a model of 4,096 tokens of context: taken once a model has said that a request is too long for it."""
 _PLAN_OUTPUT: Final = 1_200
-_PART_OUTPUT: Final = 2_000
+_PART_OUTPUT: Final = 1_500
 _BYTES_A_TOKEN: Final = 3.5
 _LEAST_KEPT: Final = 200
 """Characters: a result of a tool that is cut to make room keeps so many."""
