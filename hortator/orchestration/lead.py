@@ -127,16 +127,9 @@ class Lead:
                 base = prompts.planner(self._brief, roles, most, self._strategy, prompts.TIGHT)
                 told = prompts.mend(base, said.text, bad.reason, prompts.TIGHT)
         try:
-            mended = [part for part in plans.mended(parts, most) if not self._repeats(part)]
+            return Plan(parts=tuple(plans.mended(parts, most)), source="planned", ms=ms)
         except BadPlan:
-            mended = []
-        if len(mended) > 1:
-            return Plan(parts=tuple(mended), source="planned", ms=ms)
-        return Plan(parts=tuple(self._fallback(most)), source="fallback", ms=ms)
-
-    def _repeats(self, part: Part) -> bool:
-        """Whether a part is the request over again, as small models write them."""
-        return " ".join(part.description.lower().split()) == " ".join(self._brief.request.lower().split())
+            return Plan(parts=tuple(self._fallback(most)), source="fallback", ms=ms)
 
     def _most(self) -> int:
         """Return how many parts a plan may have: about as many as agents may work at once, and no more than the tree has room for."""

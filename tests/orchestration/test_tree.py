@@ -144,6 +144,17 @@ async def test_a_plan_that_cannot_be_read_is_made_from_the_request(store: Databa
     assert "Redis" in decomposed.details["subtasks"][0]
 
 
+async def test_a_plan_that_only_repeats_the_request_is_not_carried_out(store: Database) -> None:
+    request = "Compare Redis and Postgres for sessions"
+    field = await Field.of(
+        store, says(plan=plan({"id": "a", "description": request}, {"id": "b", "description": request}))
+    )
+    root = await field.run(request)
+    assert field.script.kinds.count("plan") == 1 and "mend" not in field.script.kinds
+    (decomposed,) = await field.events(root.id, "task_decomposed")
+    assert decomposed.details["source"] == "fallback" and "Postgres" in decomposed.details["subtasks"][1]
+
+
 async def test_a_planner_is_told_what_is_wrong_with_its_plan(store: Database) -> None:
     field = await Field.of(store, says(plan=plan(part("a", "z"), part("b")), mend=plan(part("a"), part("b", "a"))))
     root = await field.run()
