@@ -37,6 +37,8 @@ _LEAST_PLAN, _LEAST_TEXT = 120, 32
 """Output tokens: with fewer, a plan or a text is of no use."""
 _PATIENCE = (0.1, 0.3, 1.0, 3.0, 5.0)
 """Pauses while the store is away, seconds; the last again and again, until the task's deadline."""
+_TRANSIENT = frozenset((408, 409, 425, 429))
+"""Statuses of the 4xx that may go away."""
 _EVENT_TEXT = 20_000
 """Characters of a text in an event; the result has the whole."""
 
@@ -496,7 +498,8 @@ def _error(error: HortatorError) -> dict[str, Any]:
     return {
         "code": error.code,
         "message": error.message[:500],
-        "retryable": error.retryable,
+        # A provider's refusal of the request itself is said again however often it is asked.
+        "retryable": error.retryable and (error.status >= 500 or error.status in _TRANSIENT),
         "status": error.status,
         "retry_after": error.retry_after,
     }

@@ -18,7 +18,7 @@ from hortator.errors import InvalidRequest
 from hortator.wire import tasks
 from hortator.wire.body import Object, parse_as
 from hortator.wire.chat import Message
-from hortator.wire.tasks import Budget, Capability, Name, Pattern, TaskConfig, Tier
+from hortator.wire.tasks import MAX_TASKS, Budget, Capability, Name, Pattern, TaskConfig, Tier
 from hortator.wire.webhooks import checked
 
 PREFIX = "hortator/"
@@ -26,8 +26,8 @@ MAX_PATH = 400
 """Longest path of a file, in characters."""
 MAX_DEPTH = 64
 """Most levels that a value is nested; it is kept in databases, which have bounds of their own."""
-MAX_REQUESTS = 100
-"""Most requests of the pattern `parallel`."""
+MAX_REQUESTS = MAX_TASKS - 1
+"""Most requests of the pattern `parallel`: each is a task of the tree, and its root is one too."""
 TEXTS = ("query", "prompt", "description", "task")
 """Fields that say what is to be done; one of them, or `messages`."""
 TEXT_TYPE, BINARY_TYPE = "text/plain; charset=utf-8", "application/octet-stream"

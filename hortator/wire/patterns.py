@@ -16,7 +16,8 @@ from msgspec import Meta, Struct
 from hortator.errors import InvalidRequest
 from hortator.wire.body import parse_as
 from hortator.wire.chat import Message
-from hortator.wire.tasks import MAX_TASKS, Name, Pattern
+from hortator.wire.orders import MAX_REQUESTS
+from hortator.wire.tasks import Name, Pattern
 
 NAMES: Mapping[Pattern, str] = {
     "parallel": "parallelization",
@@ -25,8 +26,6 @@ NAMES: Mapping[Pattern, str] = {
     "smart": "smart-router",
 }
 """What Harpoon calls them in `metadata.pattern`; keys are the last parts of their paths."""
-MAX_REQUESTS = MAX_TASKS - 1
-"""Most requests of `parallel`: each is a task of the tree, and its root is one too."""
 
 
 class OnePrompt(Struct, frozen=True, kw_only=True):
