@@ -35,6 +35,7 @@ TEMPERATURE: Final = 0.7
 MAX_TOKENS: Final = 1024
 CIRCLE: Final = "Circular dependency detected in task plan"
 _JUDGE_TEMPERATURE, _JUDGE_TOKENS = 0.3, 500
+_MOST_TOKENS = 1_000_000
 _MAX_FOUND = 50
 """Objects looked at in a judge's answer."""
 _NOT_SERVED = frozenset(("model_not_found", "unsupported_by_model", "context_length_exceeded"))
@@ -161,8 +162,8 @@ def _request(number: int, one: Mapping[str, Any]) -> Child:
     temperature, most = one.get("temperature"), one.get("max_tokens")
     kept = {
         "asked": [dict(message) for message in messages],
-        "temperature": float(temperature) if isinstance(temperature, (int, float)) else TEMPERATURE,
-        "max_tokens": most if isinstance(most, int) and most > 0 else MAX_TOKENS,
+        "temperature": min(max(float(temperature), 0.0), 2.0) if isinstance(temperature, int | float) else TEMPERATURE,
+        "max_tokens": min(most, _MOST_TOKENS) if isinstance(most, int) and most > 0 else MAX_TOKENS,
     }
     return Child(name=f"request-{number}", prompt=prompts.conversation(messages), model=one.get("model"), request=kept)
 

@@ -88,6 +88,13 @@ def normal(path: str, default: str = WORKSPACE) -> str:
     return "/".join(names)
 
 
+def _is_normal(path: str) -> bool:
+    try:
+        return normal(path) == path
+    except InvalidRequest:
+        return False
+
+
 def _check_name(name: str) -> None:
     """Raise unless a name is a plain one. Letters that only look like dots or slashes count as such."""
     if not name:
@@ -120,7 +127,8 @@ class Workspace:
 
     async def read(self, path: str) -> tuple[str, bytes]:
         """Return a file's path in its one spelling, and its content. Raises InvalidRequest, NotFound, Unavailable."""
-        path = normal(path)
+        # Clients name their files more freely than agents do: a path that is listed can be read as it is.
+        path = path if path.isprintable() and path.startswith(INBOX) and len(path) <= 2 * MAX_PATH else normal(path)
         found = await self._scope.file(self._task.id, path)
         if found is None and path.startswith(INBOX):
             for source in await self._sources():
@@ -168,7 +176,7 @@ class Workspace:
             (folder / top).mkdir()
         for seen in files:
             found = await self._scope.file(seen.task_id, seen.stored)
-            if found is not None:
+            if found is not None and _is_normal(seen.path):
                 await asyncio.to_thread(_lay, folder / seen.path, found[1])
         return {file.path: file for file in files}
 

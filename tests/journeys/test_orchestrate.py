@@ -285,9 +285,26 @@ def test_the_status_of_agents_is_told(door: Door) -> None:
     assert answer.json["agents_enabled"] is True
 
 
-def test_agents_that_are_switched_off_are_503_and_their_addresses_unknown(tmp_path: Any, own: Upstream) -> None:
-    """C-26."""
-    with running_gateway(tmp_path, own, orchestration={"enabled": False}) as off:
-        answer = off.door.call("GET", "/api/agents/status")
-        assert (answer.status, answer.json["agents_enabled"]) == (503, False)
-        assert post(off.door, "/api/orchestrate/smart", {"prompt": "x"}).status == 404
+def test_agents_that_are_switched_off_are_503_and_their_addresses_unknown(gateway: Gateway) -> None:
+    """C-26. The gateway of the other journeys has none."""
+    answer = gateway.door.call("GET", "/api/agents/status")
+    assert (answer.status, answer.json["agents_enabled"]) == (503, False)
+    assert post(gateway.door, "/api/orchestrate/smart", {"prompt": "x"}).status == 404
+
+
+def test_a_patterns_answer_streams_through_the_chat_door(door: Door) -> None:
+    for pattern, text in (
+        ("workers", "The answer of the team, from part-1, part-2."),
+        ("optimize", "The answer of the team"),
+    ):
+        chat = {
+            "model": f"hortator/pattern-{pattern}",
+            "stream": True,
+            "messages": [{"role": "user", "content": "Do it. [parts:2]"}],
+        }
+        answer = post(door, "/v1/chat/completions", chat)
+        assert answer.status == 200, answer
+        lines = [line for line in answer.body.decode().split("\n") if line.startswith("data: {")]
+        pieces = [choice["delta"].get("content") or "" for line in lines for choice in json.loads(line[6:])["choices"]]
+        assert "".join(pieces).startswith(text)
+        assert answer.body.rstrip().endswith(b"data: [DONE]")

@@ -22,6 +22,10 @@ def workspace(scope: FilesInMemory, *, most_files: int = 10, most_bytes: int = 1
     return Workspace(scope, SECOND, most_files=most_files, most_bytes=most_bytes)
 
 
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
 @pytest.fixture
 def scope() -> FilesInMemory:
     scope = FilesInMemory(ROOT, GROUP, FIRST, SECOND, ELSEWHERE)
@@ -94,6 +98,18 @@ async def test_an_agent_sees_inputs_from_above_and_results_it_waited_for_and_no_
     ):
         with pytest.raises(NotFound):
             await workspace(scope).read(path)
+
+
+async def test_a_clients_file_is_read_by_the_name_it_has(scope: FilesInMemory, tmp_path: Path) -> None:
+    odd = "inbox/" + "/".join("abcdefghijklmn") + "/cafe\u0301 (\uff0e\uff0e).txt"
+    scope.add_file("root", odd, b"odd")
+    scope.add_file("root", "inbox/../../escape", b"never laid out")
+    assert odd in [file.path for file in await workspace(scope).seen()]
+    assert await workspace(scope).read(odd) == (odd, b"odd")
+    folder = tmp_path / "deep" / "folder"
+    folder.mkdir(parents=True)
+    await workspace(scope).lay_out(folder)
+    assert files_below(tmp_path) == ["facts.md", "order.txt"]
 
 
 async def test_what_is_delivered_is_told_and_other_files_are_not(scope: FilesInMemory) -> None:
