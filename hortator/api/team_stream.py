@@ -12,6 +12,8 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
+import uuid_utils
+
 from hortator.api.inference import EVENT_STREAM, Exchange, Manner, Seen
 from hortator.api.reading import HangUp, where
 from hortator.call import Call, Caller
@@ -146,17 +148,21 @@ class TeamStream:
         self._opened = False
 
     async def run(self, order: Order, status_wait: float, keep_alive: float, *, reasoning: bool) -> None:
-        """Have an order worked on, and stream its answer. `status_wait`, `keep_alive`: seconds.
+        """Have an order worked on, and stream its answer. `status_wait`, `keep_alive`: seconds. Where taking the order needs longer
+        than `status_wait`, the stream opens with a comment (C-17).
 
         Raises what is wrong before the status line has gone out; a failure after it is an error event. A client that hangs up cancels the tree.
         """
-        submitting = asyncio.ensure_future(self._teams.submit(self._caller, order))
+        # Known before the order is taken, so that the head can tell it; an order given twice may be an earlier task.
+        id = None if order.idempotency_key is not None else str(uuid_utils.uuid7())
+        submitting = asyncio.ensure_future(self._teams.submit(self._caller, order, id=id))
         failure: HortatorError | None = None
         with HangUp(self._trace.hang_up, self._exchange.direct, self._exchange.receive):
             try:
                 await asyncio.wait({submitting}, timeout=status_wait)
                 if not submitting.done():
-                    await self._open(None)
+                    await self._open(id)
+                    await self._send(OPENING)
                 task = await asyncio.shield(submitting)
                 await self._answer(task, keep_alive, reasoning=reasoning)
             except (HortatorError, asyncio.CancelledError) as raised:
@@ -179,23 +185,21 @@ class TeamStream:
             last = self._reader.failed(failure) or self._manner.event(failure, self._exchange.id)
             await self._send(last, more=False)
 
-    async def _open(self, task: Task | None) -> None:
-        """Send the head: with the task's id, or with a comment where submitting takes longer than a client is kept waiting (C-17)."""
+    async def _open(self, id: str | None) -> None:
+        """Send the head, with the task's id where it is known."""
         headers = [*EVENT_STREAM, (b"x-request-id", self._exchange.id.encode()), *self._trace.route]
-        if task is not None:
-            headers.append((b"x-hortator-task-id", task.id.encode()))
+        if id is not None:
+            headers.append((b"x-hortator-task-id", id.encode()))
         if self._manner.also is not None:
             headers += self._manner.also([], self._exchange.id)
         self._opened = True
         await self._exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
-        if task is None:
-            await self._send(OPENING)
 
     async def _answer(self, task: Task, keep_alive: float, *, reasoning: bool) -> None:
         """Tell the answer of a tree, from its role to its end."""
         call, written = self._call, Written()
         if not self._opened:
-            await self._open(task)
+            await self._open(task.id)
         chunks = Chunks(f"chatcmpl-{task.id}", call.model, int(call.received_at), call.wants_usage)
         await self._say(chunks.role())
         async with contextlib.aclosing(self._followed(task, keep_alive)) as items:

@@ -181,7 +181,7 @@ async def test_a_stream_opens_at_once_and_stays_alive_while_agents_work(served: 
     ):
         assert reply.status_code == 200
         assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert "x-hortator-task-id" not in reply.headers
+        id = reply.headers["x-hortator-task-id"]
         lines = reply.aiter_lines()
         assert await anext(lines) == ": hortator"
         run.gate("submit").set()
@@ -193,6 +193,7 @@ async def test_a_stream_opens_at_once_and_stays_alive_while_agents_work(served: 
         run.gate("work").set()
         rest = [line async for line in lines]
         assert "data: [DONE]" in rest
+        assert list(served.teams.runs) == [id]
 
 
 async def test_the_head_of_a_stream_names_the_task(served: Served) -> None:
