@@ -34,7 +34,8 @@ def crewed(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iter
     }
     models = dict.fromkeys(("tribune", "centurion", "legionary"), CREW)
     folder = tmp_path_factory.mktemp("crewed")
-    with running_gateway(folder, upstream, more_providers=[crew], orchestration={"models": models}) as running:
+    changes = {"orchestration": {"models": models}, "routing": {"cards": {CREW: {"quality": 7}}}}
+    with running_gateway(folder, upstream, more_providers=[crew], **changes) as running:
         yield running
 
 
@@ -113,6 +114,29 @@ def test_a_client_that_wants_to_know_sees_the_team_at_work(client: openai.OpenAI
     assert decomposed["details"]["estimated_time"].endswith("s")
     assert [found["seq"] for found in events] == sorted(found["seq"] for found in events)
     assert "model_call" not in types
+
+
+ALONE = "The answer of the team, from nobody else."
+
+
+@pytest.mark.parametrize(
+    ("pattern", "arguments", "answer"),
+    [
+        ("workers", {"orchestrator_model": CREW, "worker_model": CREW}, ANSWER),
+        ("optimize", {"generator_model": CREW, "evaluator_model": CREW, "quality_threshold": 8}, ALONE),
+        ("smart", {}, ALONE),
+        ("parallel", {"requests": [{"prompt": "Salve!", "model": CREW}] * 2}, ALONE),
+    ],
+)
+def test_a_pattern_is_a_model(
+    client: openai.OpenAI, mark: str, pattern: str, arguments: dict[str, Any], answer: str
+) -> None:
+    """R-002-4 to R-002-7, in a chat."""
+    asked = order(mark, "[score:6,9]") | {"model": f"hortator/pattern-{pattern}"}
+    with client.chat.completions.create(**asked, stream=True, extra_body={"hortator_config": arguments}) as stream:
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert answer in said
+    assert said.count(answer) == (2 if pattern == "parallel" else 1)
 
 
 def test_a_part_that_a_provider_refuses_is_not_asked_for_again_and_again(client: openai.OpenAI, mark: str) -> None:
