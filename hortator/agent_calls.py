@@ -164,6 +164,11 @@ class AgentCalls:
             fell_back=deployment not in chosen.candidates,
         )
 
+    def served(self, model: str) -> bool:
+        """Whether there is a model of that name."""
+        gateway, _ = self._current()
+        return gateway.catalogue().resolve(model) is not None
+
     def providers(self) -> set[ProviderId]:
         """Where routing would send agents of each tier first."""
         gateway, _ = self._current()

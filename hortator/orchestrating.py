@@ -90,6 +90,7 @@ class Orchestrating:
             callbacks=self.webhooks,
             slots=self._slots,
             ordered=warm.ordered,
+            served=calls.served,
         )
         self.sockets = SocketDoor(admit, self.teams)
 

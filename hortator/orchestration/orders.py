@@ -7,7 +7,7 @@ settings; nothing that the key, its limits or the settings do not allow gets thr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from fnmatch import fnmatchcase
@@ -79,12 +79,23 @@ class Root(NamedTuple):
     events: list[NewEvent]
 
 
-def root(caller: Caller, order: Order, roles: Roles, settings: Orchestration, at: datetime, id: str) -> Root:
-    """Return the root of a new tree, of that id. Raises InvalidRequest, NotFound (`model_not_found`), Forbidden, TooLarge."""
+def root(
+    caller: Caller,
+    order: Order,
+    roles: Roles,
+    settings: Orchestration,
+    at: datetime,
+    id: str,
+    served: Callable[[str], bool] = lambda _: True,
+) -> Root:
+    """Return the root of a new tree, of that id. `served`: whether there is such a model.
+
+    Raises InvalidRequest, NotFound (`model_not_found`), Forbidden, TooLarge.
+    """
     role, pattern = _role(caller, order, roles)
     if not _TASK_TYPE.fullmatch(order.task_type):
         raise InvalidRequest("'task_type' must be a name of letters, digits, `_`, `.` and `-`.", param="task_type")
-    _check_models(caller, order)
+    _check_models(caller, order, served)
     config = _decided(caller, order, role, pattern, settings)
     files = _files(order, settings)
     budget = config.budget or Budget()
@@ -187,13 +198,15 @@ def _named_models(order: Order) -> Iterable[tuple[str, str]]:
             yield given, f"requests[{at}].model"
 
 
-def _check_models(caller: Caller, order: Order) -> None:
-    """Raises Forbidden, InvalidRequest: a team does not ask teams, or there would be no end of it."""
+def _check_models(caller: Caller, order: Order, served: Callable[[str], bool]) -> None:
+    """Raises Forbidden, NotFound, InvalidRequest: a team does not ask teams, or there would be no end of it."""
     for model, param in _named_models(order):
         if model.startswith(PREFIX):
             raise InvalidRequest(f"'{param}' must be a model, not a team.", code="invalid_value", param=param)
         if model != AUTO and not may_use(caller, model):
             raise _not_allowed(model, param)
+        if model != AUTO and not served(model):
+            raise NotFound(f"The model '{model[:200]}' does not exist.", code="model_not_found", param=param)
 
 
 def _decided(caller: Caller, order: Order, role: Role, pattern: Pattern, settings: Orchestration) -> TaskConfig:

@@ -73,9 +73,13 @@ class Teams:
         callbacks: Callbacks | None = None,
         slots: Slots | None = None,
         ordered: Callable[[], None] = lambda: None,
+        served: Callable[[str], bool] = lambda _: True,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`callbacks`: None = orders with a `callback_url` are refused. `slots`: the places of trees in this process, to say when it is full. `ordered` is told of each order."""
+        """`callbacks`: None = orders with a `callback_url` are refused. `slots`: the places of trees in this process, to say when it is full. `ordered` is told of each order.
+
+        `served`: whether there is a model that an order names for its agents.
+        """
         self._database = database
         self._engine = engine
         self._hub = hub
@@ -84,6 +88,7 @@ class Teams:
         self._callbacks = callbacks
         self._slots = slots
         self._ordered = ordered
+        self._served = served
         self._clock = clock
         self._begun: dict[str, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,7 +125,8 @@ class Teams:
         doors), Forbidden (a model or capability that the key may not use), TooLarge (files), RateLimited (`too_many_tasks`), Conflict
         (`idempotency_key_reused`), Overloaded, Unavailable.
         """
-        new = orders.root(caller, order, self._roles, self._settings, self._clock(), id or str(uuid_utils.uuid7()))
+        known, at = id or str(uuid_utils.uuid7()), self._clock()
+        new = orders.root(caller, order, self._roles, self._settings, at, known, self._served)
         if order.callback_url is not None:
             if self._callbacks is None:
                 raise InvalidRequest("Nobody is called here.", code="url_not_allowed", param="callback_url")

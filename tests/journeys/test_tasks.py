@@ -320,13 +320,31 @@ def test_lists_have_pages_and_filters(client: Client, upstream: Upstream) -> Non
 
 
 def test_an_orchestration_runs_the_pattern_it_names(client: Client, upstream: Upstream) -> None:
-    _, body = order(upstream)
-    body |= {"pattern": "team"}
-    made = client.ok("POST", WHOLE, body, 202)
-    assert (made["object"], made["pattern"], made["source"]) == ("orchestration", "team", "orchestrations")
-    assert client.ended(made["id"])["status"] == "Completed"
-    found = client.ok("GET", f"{WHOLE}/{made['id']}/tree")
-    assert sum(found["tasks"].values()) == 1 + len(found["children"]) > 1
+    said: dict[str, dict[str, Any]] = {
+        "workers": {"worker_model": MODEL, "orchestrator_model": MODEL},
+        "optimize": {"generator_model": MODEL, "evaluator_model": MODEL, "quality_threshold": 8.5, "max_iterations": 3},
+    }
+    data = {}
+    for pattern, fields in said.items():
+        _, body = order(upstream, "[score:6,9]", pattern=pattern)
+        body.pop("config")
+        made = client.ok("POST", WHOLE, {**body, **fields}, 202)
+        assert (made["object"], made["pattern"], made["source"]) == ("orchestration", pattern, "orchestrations")
+        ended = client.ended(made["id"])
+        assert ended["status"] == "Completed", (pattern, ended["error"])
+        found = client.ok("GET", f"{WHOLE}/{made['id']}/tree")
+        assert sum(found["tasks"].values()) == 1 + len(found["children"])
+        data[pattern] = ended["results"]["data"]
+    assert set(data["workers"]["task_results"]) == {"part-1", "part-2", "part-3"}
+    assert (data["optimize"]["final_score"], data["optimize"]["iterations"]) == (9, 2)
+
+
+def test_an_orchestration_asks_requests_at_once(client: Client, upstream: Upstream) -> None:
+    marks = [upstream.plan("team") for _ in range(3)]
+    asked = [{"prompt": f"Salve! [mark:{mark}]", "model": MODEL} for mark in marks]
+    made = client.ok("POST", WHOLE, {"pattern": "parallel", "requests": asked}, 202)
+    assert client.ended(made["id"])["results"]["data"]["successful"] == 3
+    assert [len(upstream.seen(mark)) for mark in marks] == [1, 1, 1]
 
 
 def test_a_bad_order_is_refused_before_anything_happens(client: Client) -> None:
@@ -335,9 +353,16 @@ def test_a_bad_order_is_refused_before_anything_happens(client: Client) -> None:
         ({"prompt": "x", "promt": "y"}, "unknown_parameter"),
         ({"prompt": "x", "role": "no-such-role"}, "unknown_role"),
         ({"prompt": "x", "config": {"max_agents": 1000}}, "invalid_value"),
+        ({"prompt": "x", "config": {"model": "hortator/default"}}, "invalid_value"),
         ({"prompt": "x", "files": [{"filename": "../a", "content": ""}]}, "invalid_file_path"),
     ):
         assert client.refused("POST", TASKS, body) == (400, code)
+    unknown = client.door.call("POST", TASKS, b'{"prompt": "x", "config": {"models": {"tribune": "no-such"}}}')
+    assert (unknown.status, unknown.error["code"], unknown.error["param"]) == (
+        404,
+        "model_not_found",
+        "config.models.tribune",
+    )
     inside = client.door.call("POST", TASKS, json.dumps({"prompt": "x", "callback_url": "http://127.0.0.1/"}).encode())
     assert (inside.error["code"], inside.error["param"]) == ("url_not_allowed", "callback_url")
     assert client.door.call("POST", TASKS, b"{", content_type="text/plain").status == 415
