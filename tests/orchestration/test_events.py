@@ -142,7 +142,7 @@ async def test_followers_see_the_log_then_what_comes_until_the_end(world: World)
     assert seqs(await later) == [4, 5, 6, 7]
     assert await collect(hub.follow(world.tenant_id, root.id, 7)) == []
     assert seqs(await collect(hub.follow(world.tenant_id, root.id, 5))) == [6, 7]
-    assert hub.gauges() == Gauges(0, 0, 0, 0, 0)
+    assert hub.gauges()._replace(reads=0) == Gauges(0, 0, 0, 0, 0, 0)
 
 
 async def test_another_tenant_follows_nothing_and_waits_for_nothing(world: World) -> None:
@@ -355,4 +355,4 @@ async def test_a_follower_that_leaves_leaves_nothing_behind(world: World) -> Non
             await anext(items)
 
     await asyncio.gather(*(leave_at_once() for _ in range(20)))
-    assert hub.gauges() == Gauges(0, 0, 0, 0, 0)
+    assert hub.gauges()._replace(reads=0) == Gauges(0, 0, 0, 0, 0, 0)
