@@ -263,14 +263,19 @@ class Hub:
         scope = self.scope(tenant_id)
         over = asyncio.Event()
         self._waiting.setdefault(task_id, set()).add(over)
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        late = False
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    while (task := await scope.find(task_id)) is not None and task.status not in TERMINAL:
-                        await over.wait()
-                        over.clear()
+            while True:
+                over.clear()
+                task = await scope.find(task_id)
+                if task is None or task.status in TERMINAL or late:
                     return task
-            return await scope.find(task_id)
+                try:
+                    async with asyncio.timeout_at(until):  # around no read: one that is cancelled costs its connection
+                        await over.wait()
+                except TimeoutError:
+                    late = True
         finally:
             waiting = self._waiting[task_id]
             waiting.discard(over)
