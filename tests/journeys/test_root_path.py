@@ -46,3 +46,15 @@ def test_openai_python_works_under_the_prefix(prefixed: Gateway, upstream: Upstr
         )
         assert answer.choices[0].message.content == TEXT
         assert client.models.retrieve("one/deep/name@v1").id == "one/deep/name@v1"
+
+
+def test_sockets_are_under_the_prefix_too(prefixed: Gateway) -> None:
+    """This gateway has no teams, so that there is nothing; what is told says which path the door saw."""
+    asked = {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-version": "13"}
+    asked |= {"sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==", **prefixed.door.headers(None)}
+    for path, seen in (("/legal/hortator/ws", "GET /ws."), ("/legal/hortator/wsx", "GET /wsx."), ("/ws", "GET /ws.")):
+        with Connection(prefixed.port) as connection:
+            connection.send(head("GET", path, asked))
+            reply = connection.read("GET")
+        assert (reply.status, reply.error["code"]) == (404, "unknown_url")
+        assert seen in reply.error["message"]
