@@ -426,9 +426,9 @@ async def test_a_client_that_answers_no_pings_has_to_go(place: Place) -> None:
 
 
 async def test_a_client_that_answers_pings_stays(place: Place) -> None:
-    await place.start(ping=0.02)
+    await place.start(ping=0.2)
     raw = await (await place.raw()).opened()
-    for _ in range(6):
+    for _ in range(4):
         opcode, payload = await raw.read_frame()
         assert opcode == 9
         raw.frame(10, payload)
