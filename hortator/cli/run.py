@@ -65,7 +65,7 @@ def run(prompt: str, files: tuple[str, ...], **options: Any) -> None:
     except HortatorError as error:
         raise click.ClickException(visible(str(error))) from None
     except OSError as error:
-        raise click.ClickException(f"{error.strerror}: {error.filename}") from None
+        raise click.ClickException(clean(error)) from None
     sys.exit(status)
 
 
@@ -118,7 +118,7 @@ def _run(server: Reached, prompt: str, order: dict[str, Any], files: tuple[str, 
         click.echo(f"Cancelling task {task.id} ...", err=True)
         task.cancel()
 
-    picture = live.follow(task, shortened(clean(prompt), 60), quiet=quiet, check=server.check, interrupted=cancel)
+    picture = live.follow(task, shortened(clean(prompt), 40), quiet=quiet, check=server.check, interrupted=cancel)
     task.refresh()
     kept = _files(task, options["output_dir"], quiet=quiet)
     if options["as_json"]:

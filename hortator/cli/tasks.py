@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 import click
 
 from hortator.cli import live
-from hortator.cli.picture import clean, logged, visible
+from hortator.cli.picture import clean, logged, shortened, visible
 from hortator.cli.reach import Where, reached, reaching
 from hortator.cli.run import print_answer
 from hortator.client import HortatorClient, HortatorError, Node, Record, Task, TaskData
@@ -48,7 +48,7 @@ def _asking(work: Callable[..., int | None]) -> Callable[..., None]:
         except HortatorError as error:
             raise click.ClickException(visible(str(error))) from None
         except OSError as error:
-            raise click.ClickException(f"{error.strerror}: {error.filename}") from None
+            raise click.ClickException(clean(error)) from None
         sys.exit(status or 0)
 
     command.__name__, command.__doc__ = work.__name__, work.__doc__
@@ -113,7 +113,7 @@ def watch(client: HortatorClient, id: str) -> int:
     """Follow a task until it ends. Ctrl-C leaves it running. Exit status as of `hortator run`."""
     task = client.tasks.get(id)
     try:
-        live.follow(task, clean(task.name or task.id), quiet=False, check=lambda: None)
+        live.follow(task, shortened(clean(task.name or task.id), 40), quiet=False, check=lambda: None)
     except KeyboardInterrupt:
         click.echo(f"Task {id} goes on.", err=True)
         return 0

@@ -95,7 +95,7 @@ async def spawn(desk: Desk, children: Sequence[Child], *, offset: int = 0) -> li
                 "message": f"{row.tier.capitalize()} {row.name} ({row.role})",
                 "task": row.name,
                 "content": child.prompt[:500],
-                "details": {"role": row.role, "tier": row.tier},
+                "details": {"role": row.role, "tier": row.tier, "parent_id": row.parent_task_id},
             },
         )
         for row, child in zip(rows, children, strict=True)
