@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,28 @@ import pytest
 from hortator.errors import ConnectFailed, NotFound
 from hortator.orchestration.patterns import CIRCLE, ORCHESTRATOR, PATTERNS, WORKER, judgement
 from hortator.orchestration.ports import Answer, Ask
-from hortator.store import Database, migrate, sqlite_url
+from hortator.store import Database, sqlite_url
 from hortator.store.tasks import Task
 from hortator.wire.tasks import TaskConfig
-from tests.orchestration.field import Field, Script, answer, consistent, part, plan
+from tests.orchestration.field import Field, Script, answer, consistent, migrated, part, plan
+
+__all__ = ["migrated"]
 
 WIDE = TaskConfig(max_agents=25)
 Place = Callable[[Script], Awaitable[Field]]
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
+async def place(migrated: Path, tmp_path: Path) -> AsyncIterator[Place]:
+    """Makes processes, each with a store of its own."""
     databases: list[Database] = []
 
-    async def place(script: Script) -> Field:
-        database = Database(sqlite_url(tmp_path / f"store{len(databases)}.db"))
-        databases.append(database)
-        await migrate(database)
-        return await Field.of(database, script, patterns=dict(PATTERNS))
+    async def make(script: Script) -> Field:
+        folder = shutil.copytree(migrated, tmp_path / f"store{len(databases)}")
+        databases.append(Database(sqlite_url(folder / "store.db")))
+        return await Field.of(databases[-1], script, patterns=dict(PATTERNS))
 
-    yield place
+    yield make
     for database in databases:
         await database.close()
 
@@ -339,6 +342,25 @@ async def test_a_pattern_goes_on_after_a_crash_and_makes_no_finished_call_again(
     task = await field.ended(id)
     assert [one["score"] for one in data(task)["history"]] == [6.0, 7.0, 8.0]
     assert len(script.asks) == 7, "the call that was running is made again, no other"
+
+
+@pytest.mark.parametrize("key", ["plan", "answer", "synthesis"])
+async def test_workers_survive_a_death_before_the_engine_has_written_a_step_down(place: Place, key: str) -> None:
+    script = Script(usual)
+    field = await place(script)
+    field.engine.dies_in.add(key)
+    id = await field.order(pattern="workers", config=WIDE)
+    async with asyncio.timeout(20):
+        await field.engine.died.wait()
+    await field.engine.crash()
+    await field.start()
+    task = await field.ended(id)
+    assert data(task)["task_results"] == {"one": "result of one", "two": "result of two", "three": "result of three"}
+    steps = await field.scope.steps(id)
+    assert sorted(step.key for step in steps) == ["answer", "answer", "answer", "plan", "synthesis"]
+    assert len(script.asks) == sum(step.runs for step in steps) <= 6  # the other worker's call may have been running
+    assert task.input_tokens == 50
+    consistent(await field.events(id))
 
 
 async def test_a_budget_that_is_used_up_leaves_the_best_so_far(place: Place) -> None:
