@@ -11,7 +11,9 @@ from typing import TypeGuard
 from hortator.errors import CODES
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "hortator").rglob("*.py"))
+SDK = ROOT / "hortator" / "client"
+"""It has codes of its own, for what happens on the client's side."""
+SOURCES = sorted(path for path in (ROOT / "hortator").rglob("*.py") if SDK not in path.parents)
 NEVER_TOLD = {
     "ambiguous_key",  # the command line's
     "invalid_configuration",
