@@ -25,6 +25,9 @@ MAX_OUTPUT = 10_000
 MAX_COMMAND = 20_000
 AT_ONCE = 4
 """Commands that a process runs at the same time."""
+_NOBODY = 65_534
+"""Who runs a command where we are root: the kernel holds root to no number of processes."""
+_AS_NOBODY = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--")
 _MAX_ENTRIES = 5_000
 """Files and folders in the folder while a command runs."""
 _TMP = "/tmp"  # noqa: S108 - inside: memory of the command's own
@@ -34,6 +37,7 @@ _LOOK = 0.25
 _PROBE_SECONDS = 10.0
 
 _LIMITS = f"""\
+set -e
 ulimit -c 0
 ulimit -t {MAX_SECONDS}
 ulimit -v 2097152
@@ -42,8 +46,8 @@ ulimit -n 256
 ulimit -u 128 2>/dev/null || ulimit -p 128 2>/dev/null
 exec /bin/sh -c "$1"
 """
-"""Set inside, before the command: seconds of processor, KiB of address space, blocks of a file, open files, processes. A limit that cannot be
-set ends the shell; that of processes does not hold for root, which then has the time and the processes' own end."""
+"""Set inside, before the command: seconds of processor, KiB of address space, blocks of a file, open files, processes. Where one cannot be set
+nothing is run."""
 
 
 class Ran(NamedTuple):
@@ -103,8 +107,8 @@ class Sandbox:
         if refusal is not None or self._base is None:
             raise Unavailable(refusal or "There is no sandbox.")
         async with self._places:
-            arguments = [*self._base, "--bind", str(folder), "/work", "--chdir", "/work"]
-            process = await _start([*arguments, "/bin/sh", "-c", _LIMITS, "sh", command])
+            await asyncio.to_thread(_hand_over, folder)
+            process = await _start([*_in(self._base, folder), "/bin/sh", "-c", _LIMITS, "sh", command])
             try:
                 return await _watch(process, folder, min(seconds, MAX_SECONDS), most_bytes)
             finally:
@@ -117,27 +121,45 @@ class Sandbox:
             return
         for with_proc in (True, False):  # some containers let nobody mount /proc
             base = _world(program, with_proc)
-            try:
-                process = await _start([*base, "/bin/sh", "-c", "exit 0"])
-            except OSError:
-                break
-            try:
-                async with asyncio.timeout(_PROBE_SECONDS):
-                    if await process.wait() == 0:
-                        self._base = base
-                        return
-            except TimeoutError:
-                pass  # as good as a failure
-            finally:
-                await _end(process)
+            if await self._works(base):
+                self._base = base
+                return
         self._refusal = (
             "Commands cannot be run here: bubblewrap does not work on this machine (it needs user namespaces)."
         )
 
+    async def _works(self, base: list[str]) -> bool:
+        """Whether a command can write its folder, under its limits, in such a world."""
+        try:
+            async with self.folder() as folder:
+                await asyncio.to_thread(_hand_over, folder)
+                process = await _start([*_in(base, folder), "/bin/sh", "-c", _LIMITS, "sh", "echo works > file"])
+                try:
+                    async with asyncio.timeout(_PROBE_SECONDS):
+                        return await process.wait() == 0
+                finally:
+                    await _end(process)
+        except (OSError, TimeoutError):
+            return False
+
+
+def _in(base: list[str], folder: Path) -> list[str]:
+    """Return the start of a command line whose folder is `/work`."""
+    return [*base, "--bind", str(folder), "/work", "--chdir", "/work"]
+
+
+def _hand_over(folder: Path) -> None:
+    """Give a folder, as we have laid it out, to whom commands run as where we are root."""
+    if os.geteuid() == 0:
+        for at, _, names in os.walk(folder):
+            for path in (at, *(os.path.join(at, name) for name in names)):
+                os.chown(path, _NOBODY, _NOBODY, follow_symlinks=False)
+
 
 def _world(program: str, with_proc: bool) -> list[str]:
     """Return the start of a command line: what there is inside."""
-    arguments = [program, "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"]
+    arguments = [program] if os.geteuid() else [*_AS_NOBODY, program]
+    arguments += ["--unshare-all", "--unshare-user", "--disable-userns", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
     arguments += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox", "--clearenv"]
     for name, value in (("PATH", "/usr/bin:/bin"), ("HOME", "/work"), ("LANG", "C.UTF-8"), ("TMPDIR", _TMP)):
         arguments += ["--setenv", name, value]

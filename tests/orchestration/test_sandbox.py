@@ -145,6 +145,12 @@ async def test_output_is_cut_and_a_loud_command_ends(sandbox: Sandbox) -> None:
     assert (ran.status, len(ran.output), ran.cut) == (0, MAX_OUTPUT, True)
 
 
+async def test_processes_are_bounded(sandbox: Sandbox) -> None:
+    ran = await sh(sandbox, "i=0; while [ $i -lt 250 ]; do sleep 20 & i=$((i+1)); done; echo ALL")
+    assert "ALL" not in ran.output
+    assert "fork" in ran.output
+
+
 async def test_memory_is_bounded(sandbox: Sandbox) -> None:
     ran = await sh(sandbox, "ulimit -v unlimited && echo RAISED; ulimit -v")
     assert "RAISED" not in ran.output
