@@ -7,6 +7,7 @@ Services are started lazily by `tests/services.py`. Where one cannot be had its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import signal
@@ -150,15 +151,28 @@ def redis_url() -> Iterator[str]:
     yield from started(services.redis())
 
 
+@contextlib.contextmanager
+def _empty_database(server: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    _run(_execute(server, f'CREATE DATABASE "{name}"'))
+    try:
+        yield urlsplit(server)._replace(path=f"/{name}").geturl()
+    finally:
+        _run(_execute(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
 @pytest.fixture
 def postgres_database(postgres_url: str) -> Iterator[str]:
     """`postgresql+asyncpg://` URL of an empty database that lives as long as the test."""
-    name = f"test_{uuid.uuid4().hex}"
-    _run(_execute(postgres_url, f'CREATE DATABASE "{name}"'))
-    try:
-        yield urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-    finally:
-        _run(_execute(postgres_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+    with _empty_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def lasting_postgres_database(postgres_url: str) -> Iterator[str]:
+    """The same for all tests of a file, where what uses it is slow to start."""
+    with _empty_database(postgres_url) as url:
+        yield url
 
 
 async def _execute(url: str, statement: str) -> None:

@@ -37,6 +37,8 @@ RETRY_AFTER = 2.0
 sqlite3.register_adapter(bool, int)
 sqlite3.register_adapter(type(None), lambda nothing: nothing)
 
+IDLE_TRANSACTION_MS = 30_000
+
 _POSTGRES = frozenset({"postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"})
 _POSTGRES_OPTIONS = frozenset({"ssl", "prepared_statement_cache_size"})
 """`prepared_statement_cache_size=0` is for a pooler that hands out server connections by transaction (PgBouncer)."""
@@ -106,6 +108,8 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
+        else:
+            event.listen(self.engine.sync_engine, "connect", _prepare_postgres)
 
     def __repr__(self) -> str:
         return f"Database({self.url.get_backend_name()})"
@@ -267,6 +271,17 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     with contextlib.suppress(sqlite3.OperationalError):
         cursor.execute("PRAGMA journal_mode=WAL")
     cursor.close()
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    """A process that is halted, or a machine that is gone, in the middle of a transaction must not hold its locks for ever.
+
+    Said as a statement: a pooler refuses connections that ask for it when they are opened.
+    """
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {IDLE_TRANSACTION_MS}")
+    cursor.close()
+    connection.commit()
 
 
 def _begin_sqlite(connection: sqlalchemy.Connection) -> None:

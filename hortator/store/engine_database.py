@@ -14,11 +14,10 @@ import sqlalchemy
 from sqlalchemy import event
 
 from hortator.errors import Unavailable
-from hortator.store.database import normalise_url
+from hortator.store.database import IDLE_TRANSACTION_MS, normalise_url
 
 POOL = 10
 """Connections of the engine in one process. Each is held for one short transaction; waiting handlers hold none."""
-IDLE_TRANSACTION_MS = 60_000
 CONNECT_SECONDS = 5
 
 _FORGIVE = (

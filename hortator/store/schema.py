@@ -88,6 +88,8 @@ async def _locked(database: Database) -> AsyncIterator[None]:
             os.close(descriptor)
         return
     async with database.read(deadline=LOCK_WAIT) as connection:
+        # It stands idle while another connection migrates, which may take as long as it takes.
+        await connection.execute(sqlalchemy.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:id)"), {"id": LOCK_ID})
         try:
             yield

@@ -18,6 +18,7 @@ from hortator.store.tables import engine_workers
 
 REAPING = 0x68727432
 """Postgres advisory lock of the one process that looks for dead ones."""
+REAPING_MS = 5_000
 BEAT_SECONDS = 2.0
 """Longest a beat may take: a database that is slower than that is taken for one that does not answer."""
 
@@ -62,6 +63,8 @@ async def dead(database: Database, after: float) -> AsyncIterator[list[str]]:
     """
     column = engine_workers.c
     async with database.write() as connection:
+        # A process that is halted, or a machine that is gone, in the middle of this must not keep the others from finding the dead.
+        await connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = {REAPING_MS}"))
         if not (await connection.execute(select(func.pg_try_advisory_xact_lock(REAPING)))).scalar():
             yield []
             return

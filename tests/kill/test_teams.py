@@ -180,8 +180,8 @@ def test_a_killed_server_completes_the_team_and_repeats_only_what_was_under_way(
 class Worker:
     """A process of `hortator worker`."""
 
-    def __init__(self, gateway: Gateway, name: str) -> None:
-        self.log = gateway.home / f"{name}.log"
+    def __init__(self, gateway: Gateway) -> None:
+        self.log = gateway.home / f"worker-{uuid.uuid4().hex}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hortator", "worker", "--config", str(gateway.config), "--admin-port", "0"],
@@ -204,12 +204,14 @@ class Worker:
         assert "Traceback" not in self.log.read_text()
 
 
-@pytest.fixture
-def cluster(postgres_database: str, tmp_path: Path, upstream: Upstream) -> Iterator[Gateway]:
+@pytest.fixture(scope="module")
+def cluster(
+    lasting_postgres_database: str, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
+) -> Iterator[Gateway]:
     """A server that leaves trees to workers."""
-    url = postgres_database.replace("+asyncpg", "")
-    settings = changes(tmp_path, workers=True)
-    with running_gateway(tmp_path, upstream, store={"url": url}, **settings) as gateway:
+    folder = tmp_path_factory.mktemp("cluster")
+    url = lasting_postgres_database.replace("+asyncpg", "")
+    with running_gateway(folder, upstream, store={"url": url}, **changes(folder, workers=True)) as gateway:
         yield gateway
 
 
@@ -217,12 +219,12 @@ def cluster(postgres_database: str, tmp_path: Path, upstream: Upstream) -> Itera
 def test_what_a_worker_was_at_is_completed_by_another(cluster: Gateway, upstream: Upstream, end: str) -> None:
     """`killed`: after it was missed; `stopped`: at once."""
     mark = uuid.uuid4().hex
-    first = Worker(cluster, "first")
+    first = Worker(cluster)
     id = order(cluster, mark, f"[wait:{','.join(WAITING)}]")
     follower = Follower(cluster, id)
     mostly_done(upstream, mark)
     eventually(lambda: settled(cluster, id), "the finished calls to be written down")
-    second = Worker(cluster, "second")
+    second = Worker(cluster)
     try:
         if end == "killed":
             first.kill()
@@ -231,7 +233,6 @@ def test_what_a_worker_was_at_is_completed_by_another(cluster: Gateway, upstream
         for part in WAITING:
             upstream.release(mark, part)
         check(cluster, upstream, mark, id, follower, repeated=len(WAITING))
-        second.stop()
     finally:
         for each in (first, second):
             each.process.kill()
@@ -241,16 +242,16 @@ def test_what_a_worker_was_at_is_completed_by_another(cluster: Gateway, upstream
 def test_a_worker_that_was_only_halted_finds_its_team_taken_over(cluster: Gateway, upstream: Upstream) -> None:
     """Its calls were answered while it stood still. What it makes of them counts for nothing: each part is told and charged once."""
     mark = uuid.uuid4().hex
-    first = Worker(cluster, "first")
+    first = Worker(cluster)
     second = None
     try:
         id = order(cluster, mark, f"[wait:{','.join(WAITING)}]")
         follower = Follower(cluster, id)
         mostly_done(upstream, mark)
         eventually(lambda: settled(cluster, id), "the finished calls to be written down")
-        second = Worker(cluster, "second")
+        second = Worker(cluster)
         first.process.send_signal(signal.SIGSTOP)
-        eventually(lambda: all(calls(upstream, mark)[part] == 2 for part in WAITING), "the other one to ask again")
+        eventually(lambda: all(calls(upstream, mark)[part] > 1 for part in WAITING), "the other one to ask again")
         for part in WAITING:
             upstream.release(mark, part)
         first.process.send_signal(signal.SIGCONT)
@@ -263,7 +264,6 @@ def test_a_worker_that_was_only_halted_finds_its_team_taken_over(cluster: Gatewa
         made = calls(upstream, mark)
         assert {part for part, count in made.items() if count > 1} == {*WAITING, "plan or synthesis"}
         eventually(lambda: "could not be heard of" in first.log.read_text(), "the halted worker to notice")
-        second.stop()
         first.stop()
     finally:
         for each in (first, second):

@@ -112,3 +112,12 @@ async def test_a_broken_connection_is_replaced(postgres_database: str) -> None:
         await line.mend()
         await database.ping(deadline=10)
         await database.close()
+
+
+async def test_a_transaction_of_a_halted_process_holds_its_locks_for_a_while_only(postgres_database: str) -> None:
+    opened = Database(postgres_database)
+    for _ in range(2):
+        async with opened.read() as connection:
+            bound = await connection.execute(sqlalchemy.text("SHOW idle_in_transaction_session_timeout"))
+            assert bound.scalar() == "30s"
+    await opened.close()
