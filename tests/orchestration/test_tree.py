@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from hortator.errors import ConnectFailed, InvalidRequest
-from hortator.orchestration.ports import Ask
+from hortator.call import Usage
+from hortator.errors import ConnectFailed, InvalidRequest, Unavailable
+from hortator.orchestration.ports import Ask, Spent
 from hortator.orchestration.slots import Slots
 from hortator.store import Database
-from hortator.store.tasks import NewEvent
+from hortator.store.tasks import NewEvent, Step, Task, TaskScope, Took
 from hortator.wire.tasks import TERMINAL, Budget, Retry, TaskConfig
 from tests.eventually import eventually
 from tests.orchestration.field import Field, Reply, Script, answer, consistent, kind, migrated, part, plan, store
@@ -504,3 +506,32 @@ async def test_no_more_trees_work_at_once_than_there_are_places(store: Database)
     assert sorted(states) == ["Pending", "Pending", "Running"]
     go.set()
     assert [(await field.ended(id)).status for id in ids] == ["Completed"] * 3 and field.script.most == 1
+
+
+async def test_what_a_failed_call_cost_is_charged(store: Database) -> None:
+    def spent(ask: Ask) -> Reply:
+        error = Spent(Usage(input=7, output=3), Decimal("0.5"))
+        error.__cause__ = InvalidRequest("no", code="content_filter")
+        return error
+
+    field = await Field.of(store, says(single=spent))
+    root = await field.run(config=TaskConfig(decomposition_strategy="none"))
+    assert root.status == "Failed" and (root.error or {})["code"] == "content_filter"
+    assert (root.input_tokens, root.output_tokens, root.cost) == (7, 3, Decimal("0.5"))
+
+
+async def test_while_the_store_is_away_an_answer_waits_to_be_written_down(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, away = TaskScope.settle, [True, True]
+
+    async def flaky(self: TaskScope, task: Task, key: str, took: Took, events: Sequence[NewEvent]) -> Step:
+        if away:
+            away.pop()
+            raise Unavailable("away", code="store_unavailable")
+        return await settle(self, task, key, took, events)
+
+    monkeypatch.setattr(TaskScope, "settle", flaky)
+    field = await Field.of(store, says(single="the answer"))
+    root = await field.run(config=TaskConfig(decomposition_strategy="none"))
+    assert root.status == "Completed" and len(field.script.asks) == 1
