@@ -150,8 +150,7 @@ class EventScope(TenantRows):
         )
         if types is not None:
             statement = statement.where(column.type.in_(list(types)))
-        async with self._database.read() as connection:
-            return [as_event(root_id, *row) for row in await connection.execute(statement)]
+        return [as_event(root_id, *row) for row in await self._database.rows(statement)]
 
     async def tail(self, root_id: str, limit: int) -> list[Event]:
         """The last `limit` events, in order. Raises Unavailable."""

@@ -109,9 +109,8 @@ class TaskScope(StepScope, TaskFileScope):
 
     async def find(self, id: str) -> Task | None:
         """The task of that id. Raises Unavailable."""
-        async with self._database.read() as connection:
-            row = (await connection.execute(self._rows(tasks).where(tasks.c.id == id))).first()
-        return None if row is None else as_task(row)
+        rows = await self._database.rows(self._rows(tasks).where(tasks.c.id == id))
+        return as_task(rows[0]) if rows else None
 
     async def page(self, chosen: Filter, after: str | None, limit: int) -> list[Task]:
         """At most `limit` tasks older than the one of id `after`, newest first; none where that is none of theirs. Raises Unavailable."""
@@ -317,9 +316,8 @@ def _cancelled(ended: Sequence[Task], message: str) -> list[NewEvent]:
 
 async def find_work(database: Database, id: str) -> Task | None:
     """A task of any tenant, for who works on it. Raises Unavailable."""
-    async with database.read() as connection:
-        row = (await connection.execute(select(tasks).where(tasks.c.id == id))).first()
-    return None if row is None else as_task(row)
+    rows = await database.rows(select(tasks).where(tasks.c.id == id))
+    return as_task(rows[0]) if rows else None
 
 
 async def unfinished_roots(database: Database, after: str | None, limit: int) -> list[Task]:
@@ -343,10 +341,9 @@ async def states(database: Database, ids: Sequence[str]) -> dict[str, State]:
     """How far tasks of any tenants are, for who shows and waits for them; those that are no more are missing. Raises Unavailable."""
     column = tasks.c
     found: dict[str, State] = {}
-    async with database.read() as connection:
-        for start in range(0, len(ids), 500):
-            some = select(column.id, column.status, column.last_seq).where(column.id.in_(ids[start : start + 500]))
-            found |= {id: State(status, last) for id, status, last in await connection.execute(some)}
+    for start in range(0, len(ids), 500):
+        some = select(column.id, column.status, column.last_seq).where(column.id.in_(ids[start : start + 500]))
+        found |= {id: State(status, last) for id, status, last in await database.rows(some)}
     return found
 
 
