@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from hortator.call import TenantId
 from hortator.errors import Unavailable
-from hortator.orchestration.followed import ITEMS, Followed
+from hortator.orchestration.followed import Followed, Memory
 from hortator.store.database import Database
 from hortator.store.notices import LONGEST, Notices
 from hortator.store.task_rows import text
@@ -73,6 +73,8 @@ class Gauges(NamedTuple):
     waiting: int
     reads: int
     """How often, since the start, the store was read for followers and for who waits, all together."""
+    bytes: int
+    """Of memory, roughly, that the events and deltas take."""
 
 
 class _Counted:
@@ -102,6 +104,7 @@ class Hub:
         self._counted = counted
         self._process = uuid4().hex[:12]
         self._followed: dict[str, Followed] = {}
+        self._memory = Memory()
         self._opening: dict[tuple[TenantId, str], asyncio.Task[Followed | None]] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._on_cancel: list[OnCancel] = []
@@ -226,6 +229,7 @@ class Hub:
         """Forget a tree that nobody follows; what it is reading comes to its end."""
         del self._followed[tree.root_id]
         tree.close()
+        tree.leave()
         for task in tree.reads:
             self._reads.add(task)
             task.add_done_callback(self._reads.discard)
@@ -245,12 +249,13 @@ class Hub:
 
     async def _load(self, tenant_id: TenantId, root_id: str) -> Followed | None:
         scope = self.scope(tenant_id)
-        tail = await scope.tail(root_id, ITEMS)
+        tail = await scope.tail(root_id, self._memory.items)
         if not tail:
             root = await scope.find(root_id)
             if root is None or root.id != root.root_id:
                 return None
-        tree = Followed(_Counted(scope, self._read_once), tenant_id, root_id, tail, self._fell_behind)
+        counted = _Counted(scope, self._read_once)
+        tree = Followed(counted, tenant_id, root_id, tail, self._memory, self._fell_behind)
         self._followed[root_id] = tree
         tree.read()  # what was told between the two
         return tree
@@ -287,7 +292,8 @@ class Hub:
         trees = self._followed.values()
         followers = sum(tree.followers for tree in trees)
         waiting = sum(map(len, self._waiting.values()))
-        return Gauges(followers, len(trees), sum(tree.buffered for tree in trees), self._behind, waiting, self._looked)
+        buffered = sum(tree.buffered for tree in trees)
+        return Gauges(followers, len(trees), buffered, self._behind, waiting, self._looked, self._memory.bytes)
 
     def _read_once(self) -> None:
         self._looked += 1

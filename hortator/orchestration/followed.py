@@ -18,6 +18,11 @@ from hortator.wire.events import ENDS, Delta, Event, encode
 ITEMS = 1_024
 """Most events and deltas of a tree in memory, the newest."""
 BYTES = 4 << 20
+FEW_ITEMS, FEW_BYTES = 32, 64 << 10
+"""The same where all trees together have more than `ALL_BYTES`."""
+ALL_BYTES = 128 << 20
+_OVERHEAD = 600
+"""Bytes of an item besides its text, roughly."""
 PAGE = 500
 GRACE = 0.1
 """Seconds that an event may come after one behind it: commits in one process tell in no order."""
@@ -31,11 +36,34 @@ class Log(Protocol):
         """At most `limit` events behind `after`, in order. Raises Unavailable."""
 
 
+class Memory:
+    """What all trees that are followed have in memory together."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    @property
+    def items(self) -> int:
+        """Most items that one tree may have now."""
+        return ITEMS if self.bytes <= ALL_BYTES else FEW_ITEMS
+
+    @property
+    def share(self) -> int:
+        """Most bytes that one tree may have now."""
+        return BYTES if self.bytes <= ALL_BYTES else FEW_BYTES
+
+
 class Followed:
     """The end of one tree's log."""
 
     def __init__(
-        self, log: Log, tenant_id: str, root_id: str, tail: Sequence[Event], missed: Callable[[], None]
+        self,
+        log: Log,
+        tenant_id: str,
+        root_id: str,
+        tail: Sequence[Event],
+        memory: Memory,
+        missed: Callable[[], None],
     ) -> None:
         """`tail`: the last events, without a gap. `missed` is called when somebody falls behind what is in memory."""
         self.tenant_id = tenant_id
@@ -46,6 +74,7 @@ class Followed:
         self.ended = False
         """The log has its last event, or is no more."""
         self._log = log
+        self._memory = memory
         self._missed = missed
         self._items: deque[tuple[Event | Delta, int]] = deque()
         self._base = 0
@@ -66,15 +95,20 @@ class Followed:
         return len(self._items)
 
     def _put(self, item: Event | Delta) -> None:
-        size = len(encode(item)) if isinstance(item, Event) else len(item.text)
+        size = (len(encode(item)) if isinstance(item, Event) else len(item.text)) + _OVERHEAD
         self._items.append((item, size))
-        self._bytes += size
+        self._count(size)
         if isinstance(item, Event):
             self.last = item.seq
             self.ended = self.ended or item.type in ENDS
-        while len(self._items) > ITEMS or (self._bytes > BYTES and len(self._items) > 1):
-            self._bytes -= self._items.popleft()[1]
+        most, share = self._memory.items, self._memory.share
+        while len(self._items) > most or (self._bytes > share and len(self._items) > 1):
+            self._count(-self._items.popleft()[1])
             self._base += 1
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        self._memory.bytes += size
 
     def offer(self, events: Sequence[Event]) -> None:
         """Take new events, in any order, known ones too."""
@@ -110,6 +144,11 @@ class Followed:
         """There is nothing more: the tree is no more, or the process stops."""
         self.ended = True
         self._wake()
+
+    def leave(self) -> None:
+        """Count no longer among the trees that are followed."""
+        self._memory.bytes -= self._bytes
+        self._memory = Memory()
 
     def _wake(self) -> None:
         for wake in self._wakes:

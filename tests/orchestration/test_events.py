@@ -142,7 +142,7 @@ async def test_followers_see_the_log_then_what_comes_until_the_end(world: World)
     assert seqs(await later) == [4, 5, 6, 7]
     assert await collect(hub.follow(world.tenant_id, root.id, 7)) == []
     assert seqs(await collect(hub.follow(world.tenant_id, root.id, 5))) == [6, 7]
-    assert hub.gauges()._replace(reads=0) == Gauges(0, 0, 0, 0, 0, 0)
+    assert hub.gauges()._replace(reads=0) == Gauges(0, 0, 0, 0, 0, 0, 0)
 
 
 async def test_another_tenant_follows_nothing_and_waits_for_nothing(world: World) -> None:
@@ -216,6 +216,22 @@ async def test_one_who_falls_behind_is_fed_from_the_log_and_blocks_nobody(
     rest = await collect(slow)
     assert [first.seq, *seqs(rest)] == list(range(1, 33))
     assert hub.gauges().behind >= 1
+
+
+async def test_trees_share_the_memory_and_lose_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(followed, "ALL_BYTES", 20_000)
+    hub = await world.hub()
+    roots = [await world.tree(hub) for _ in range(3)]
+    views = [hub.follow(world.tenant_id, root.id) for root in roots]
+    for view in views:
+        await anext(view)
+    for root in roots:
+        await world.notes(hub, root, 40)
+        await world.end(hub, root)
+    assert hub.gauges().buffered < 3 * 42
+    for view in views:
+        assert seqs(await collect(view)) == list(range(2, 43))
+    assert hub.gauges().bytes == 0
 
 
 async def test_events_told_in_another_order_are_shown_in_theirs(world: World) -> None:
@@ -355,4 +371,4 @@ async def test_a_follower_that_leaves_leaves_nothing_behind(world: World) -> Non
             await anext(items)
 
     await asyncio.gather(*(leave_at_once() for _ in range(20)))
-    assert hub.gauges()._replace(reads=0) == Gauges(0, 0, 0, 0, 0, 0)
+    assert hub.gauges()._replace(reads=0) == Gauges(0, 0, 0, 0, 0, 0, 0)
