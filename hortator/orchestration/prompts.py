@@ -207,8 +207,8 @@ def worker(brief: Brief, part: str, done: Sequence[Done], room: Room, *, tools: 
     ]
     use = " Use the tools where they help; when you are done, answer without calling one." if tools else ""
     last = (
-        "Do only your part; others do the rest. Answer with the result itself, concrete and complete, in at most about 300 words "
-        f"unless it needs code or a longer text. No introduction.{use}{_line(brief.report)}"
+        "Do only your part; others do the rest. Answer with the result itself, concrete and complete, in at most about 250 words "
+        f"unless your part asks for more. No introduction.{use}{_line(brief.report)}"
     )
     return _messages(system, sections, last, room)
 
