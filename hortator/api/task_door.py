@@ -260,7 +260,7 @@ class TaskDoor(ABC):
         )
         await _reply(exchange, result)
 
-    async def _artifacts(self, exchange: Exchange, caller: Caller, _: Trace, id: str) -> None:
+    async def _artifacts(self, exchange: Exchange, caller: Caller, trace: Trace, id: str) -> None:
         asked = read_query(exchange.query)
         only(asked, "download")
         if asked.get("download", "tar") != "tar":
@@ -268,7 +268,7 @@ class TaskDoor(ABC):
         task = await self.find(caller, id)
         files = await self._teams.files(caller, task.id)
         if "download" in asked:
-            await task_files.tar(exchange, self._teams, caller, task.id, files)
+            await task_files.tar(exchange, trace, self._teams, caller, task.id, files)
             return
         shown = [task_view.artifact(file) for file in files]
         await _reply(exchange, Artifacts(task_id=task.id, phase=task.status, files=shown))

@@ -6,6 +6,7 @@ and the same files make the same bytes.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import tarfile
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from urllib.parse import quote
 
 from hortator.api import problem
 from hortator.api.inference import Exchange, respond
+from hortator.api.reading import HangUp
 from hortator.call import Caller
+from hortator.dispatch import Trace
 from hortator.errors import HortatorError, NotFound
 from hortator.orchestration.teams import Teams
 from hortator.store.tasks import File
@@ -35,7 +38,7 @@ async def one(exchange: Exchange, teams: Teams, caller: Caller, id: str, path: s
     await respond(exchange, 200, headers, content)
 
 
-async def tar(exchange: Exchange, teams: Teams, caller: Caller, id: str, files: Sequence[File]) -> None:
+async def tar(exchange: Exchange, trace: Trace, teams: Teams, caller: Caller, id: str, files: Sequence[File]) -> None:
     """Write an archive: the task's own files by their path below `outbox/`, those of tasks below it in folders named by task id.
 
     A failure after the head can only break the reply off.
@@ -45,14 +48,15 @@ async def tar(exchange: Exchange, teams: Teams, caller: Caller, id: str, files: 
         await respond(exchange, 200, headers, b"")
         return
     await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
-    for name, file in sorted((member_name(file, id), file) for file in files):
+    with HangUp(trace.hang_up, exchange.direct, exchange.receive):
         try:
-            kept, content = await teams.file(caller, file.task_id, file.path)
-        except HortatorError as error:
-            log.warning("an archive of files broke off: request=%s %s", exchange.id, error.code)
+            for name, file in sorted((member_name(file, id), file) for file in files):
+                kept, content = await teams.file(caller, file.task_id, file.path)
+                body = _member(name, kept) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+                await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+        except (HortatorError, asyncio.CancelledError) as raised:
+            log.info("an archive of files broke off: request=%s %s", exchange.id, trace.failure(raised).code)
             return
-        body = _member(name, kept) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
-        await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
     await exchange.send({"type": "http.response.body", "body": _END})
 
 

@@ -37,6 +37,8 @@ class FakeTeams(Teams):
         self.done: list[Step] = []
         self.floor = 1
         self.views = 0
+        self.given = 0
+        """Files that were read."""
         self._news = asyncio.Condition()
         self._keys: dict[str, tuple[str, object]] = {}
 
@@ -151,6 +153,7 @@ class FakeTeams(Teams):
         for task in await self.tree(caller, id):
             if (task.id, path) in self.kept:
                 content = self.kept[task.id, path]
+                self.given += 1
                 return _file(task.id, path, content), content
         raise NotFound("There is no such artifact.", code="artifact_not_found")
 

@@ -96,6 +96,8 @@ class Stream:
         self.blocks: list[str] = []
         self.ended = False
         self.leaves_at_end = False
+        self.stops_at_head = False
+        self.work: asyncio.Future[None] | None = None
         self.reading = asyncio.Event()
         self.reading.set()
         self._gone = asyncio.Event()
@@ -113,6 +115,8 @@ class Stream:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            if self.stops_at_head:
+                self.reading.clear()
             return
         self.blocks += [block for block in message.get("body", b"").decode().split("\n\n") if block]
         self.ended = not message.get("more_body", False)
@@ -138,7 +142,7 @@ async def streamed(house: House, path: str, query: str = "", **headers: str) -> 
         "query_string": query.encode(),
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()],
     }
-    work = asyncio.ensure_future(house.app(scope, stream.receive, stream.send))
+    work = stream.work = asyncio.ensure_future(house.app(scope, stream.receive, stream.send))
     try:
         yield stream
     finally:
@@ -413,6 +417,17 @@ async def test_an_archive_is_safe_and_the_same_every_time(house: House) -> None:
         "länge/" * 60 + "z": b"long",
         f"{child.id}/data.csv": b"1,2",
     }
+
+
+async def test_a_client_that_leaves_an_archive_has_no_more_of_it_read(house: House) -> None:
+    root = house.teams.root(OURS, str(uuid.uuid4()))
+    house.teams.kept = {(root.id, f"outbox/{name}"): b"1" for name in "abc"}
+    async with streamed(house, f"{TASKS}/{root.id}/artifacts", "download=tar") as stream:
+        stream.stops_at_head = True
+        await eventually(lambda: house.teams.given == 1)
+        stream.hang_up()
+        await eventually(lambda: stream.work is not None and stream.work.done())
+    assert (stream.status, house.teams.given, stream.ended) == (200, 1, False)
 
 
 async def test_a_stream_has_the_log_then_what_comes_then_ends(house: House) -> None:
