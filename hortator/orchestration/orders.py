@@ -20,7 +20,7 @@ from msgspec import Struct, structs
 from hortator.call import Caller, Priority
 from hortator.errors import Forbidden, InvalidRequest, NotFound, TooLarge
 from hortator.orchestration import domains, legion
-from hortator.orchestration.roles import GENERALIST, PATTERN, PREFIX, Role, Roles
+from hortator.orchestration.roles import DEFAULT, GENERALIST, PATTERN, PREFIX, Role, Roles
 from hortator.settings import Orchestration
 from hortator.store.task_rows import plain
 from hortator.store.tasks import NewEvent, NewFile, Task
@@ -156,6 +156,9 @@ def _role(caller: Caller, order: Order, roles: Roles) -> tuple[Role, Pattern]:
         pattern, role = named, roles.find(GENERALIST)
     else:
         role = roles.find(order.model)
+        led = roles.for_task(order.task_type) if name == DEFAULT else None
+        if led is not None and any(may_use(caller, model) for model in led.spellings):
+            return led, pattern
     if role is None:
         raise _unknown(order, roles.similar(name))
     own = role.spellings if pattern == order.pattern else ()

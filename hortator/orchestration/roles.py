@@ -59,6 +59,8 @@ class Role(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The tiers it is made for; empty = all."""
     task_types: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
     """Types of tasks that it is good at."""
+    leads: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
+    """Types of tasks that come to it where an order names no role."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     """Of its model calls where the order does not say. None = the provider's own."""
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -108,6 +110,10 @@ class Roles:
         `hortator/default`; None when there is no such role."""
         return self._spellings.get(name_or_model.removeprefix(PREFIX))
 
+    def for_task(self, task_type: str) -> Role | None:
+        """Return the role that leads tasks of a type; None = none does. Of several the one whose name comes first."""
+        return next((role for role in self._roles.values() if task_type in role.leads), None)
+
     def names(self) -> tuple[str, ...]:
         """Return the names of all roles, sorted."""
         return tuple(self._roles)
@@ -155,11 +161,12 @@ def _check(role: Role, node: Node, problems: Problems) -> None:
         problems.add(node.at("name").where, "name", f"names with `{PATTERN}` are those of patterns; choose another")
     if role.name == DEFAULT:
         problems.add(node.at("name").where, "name", f"`{DEFAULT}` is the role `{GENERALIST}`; give a role of that name")
-    for field in ("rules", "anti_patterns", "task_types"):
+    for field in ("rules", "anti_patterns", "task_types", "leads"):
         lines = getattr(role, field)
         if len(lines) > MAX_LINES:
             problems.add(node.at(field).where, field, f"at most {MAX_LINES} of them")
-    for index, type_ in enumerate(role.task_types):
-        if not _TASK_TYPE.fullmatch(type_):
-            where = node.at("task_types", index).where
-            problems.add(where, f"task_types[{index}]", "expected letters, digits, `.`, `_` and `-`")
+    for field, types in (("task_types", role.task_types), ("leads", role.leads)):
+        for index, type_ in enumerate(types):
+            if not _TASK_TYPE.fullmatch(type_):
+                where = node.at(field, index).where
+                problems.add(where, f"{field}[{index}]", "expected letters, digits, `.`, `_` and `-`")

@@ -158,6 +158,26 @@ async def test_the_complexity_decides_what_an_order_leaves_open(
     assert (decided["timeout"], root.deadline_at) == (45, NOW + timedelta(seconds=45))
 
 
+@pytest.mark.parametrize(
+    ("task_type", "role"),
+    [
+        ("code_review", "coding-expert"),
+        ("document_review", "legal-reviewer"),
+        ("literature_review", "researcher"),
+        ("architecture_review", "coding-expert"),
+        ("chat", "generalist"),
+        ("my.own", "generalist"),
+    ],
+)
+async def test_an_order_that_names_no_role_comes_to_the_one_that_leads_its_type(
+    room: Room, task_type: str, role: str
+) -> None:
+    """R-000-50."""
+    assert (await room.teams.submit(room.ours, order(task_type=task_type))).role == role
+    named = await room.teams.submit(room.ours, order(task_type=task_type, model="hortator/editor"))
+    assert named.role == "editor"
+
+
 async def test_models_that_are_no_roles_are_refused_as_each_door_says_it(room: Room) -> None:
     await refused(room, InvalidRequest, "unknown_role", model="hortator/coding-expertt")
     await refused(room, NotFound, "model_not_found", model="hortator/coding-expertt", source="chat")
