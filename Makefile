@@ -5,6 +5,8 @@
 .PHONY: help serve test test-clients check lint types contracts shape secrets documents format lock local bench clean
 .NOTPARALLEL:
 BIN := .venv/bin
+# Processes that tests are shared out among, a file to one of them: most tests wait for others more than they compute.
+WORKERS ?= 3
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -14,7 +16,7 @@ serve: .venv/has-run .venv/has-local ## run the gateway (ARGS="..." for options 
 
 test: .venv/has-dev .venv/has-local ## run all tests, with real Postgres, Redis and model (ARGS="tests/wire -k sse")
 	@$(BIN)/hortator models pull qwen2.5-coder-0.5b || echo "make: no embedded model; its tests are skipped"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-clients: .venv/has-dev ## try published clients and coding agents against the gateway (ARGS="-k aider")
 	@scripts/clients

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import pwd
 import shutil
@@ -114,11 +115,17 @@ def _install(package: str, find: Callable[[], Found | None]) -> Found | None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return None
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for words in (["update"], ["install", "-y", "--no-install-recommends", package]):
-        done = subprocess.run(["apt-get", "-q", *words], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise ServiceMissing(f"apt-get {' '.join(words)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
-    return find()
+    with (Path(tempfile.gettempdir()) / "hortator-tests-install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests are shared out among processes, which come here together
+        if (found := find()) is not None:
+            return found
+        for words in (["update"], ["install", "-y", "--no-install-recommends", package]):
+            done = subprocess.run(
+                ["apt-get", "-q", *words], env=environment, capture_output=True, text=True, check=False
+            )
+            if done.returncode != 0:
+                raise ServiceMissing(f"apt-get {' '.join(words)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+        return find()
 
 
 @contextlib.contextmanager
