@@ -19,9 +19,10 @@ import msgspec
 from hortator.api import harpoon_view, problem
 from hortator.api.inference import FLAT, Exchange, allow, respond, serve
 from hortator.api.reading import HangUp, Receive, Scope, Send, bearer, expect_json, read_body, where
+from hortator.api.team_stream import LIMIT_CODES
 from hortator.call import Call, Caller, ModelId, Preferences, RequestId, Wish
 from hortator.dispatch import Trace
-from hortator.errors import Forbidden, HortatorError, NotFound, TaskEnded
+from hortator.errors import Forbidden, HortatorError, NotFound, RateLimited, TaskEnded
 from hortator.gateway import Gateway
 from hortator.orchestration.teams import Order, Teams
 from hortator.routing import AUTO, Rules, preview, rules_by_tier
@@ -105,9 +106,7 @@ class OrchestrateDoor:
             data = {**data, "routing_decision": decision}
         if data is None and task.status in TERMINAL:
             error = task.error or {}
-            failed = TaskEnded(str(error.get("message") or "It ended without an answer."), code=error.get("code"))
-            failed.status = _STATUSES.get(task.status, failed.status)
-            raise failed
+            raise _refusal(task.status, error.get("code"), str(error.get("message") or "It ended without an answer."))
         error_text = _what_failed(task, pattern, data)
         reply = OrchestrationReply(
             success=error_text is None,
@@ -196,6 +195,15 @@ async def _abandon(teams: Teams, caller: Caller, submitting: asyncio.Future[Task
             await teams.cancel(caller, (await asyncio.shield(submitting)).id)
     except (HortatorError, TimeoutError) as error:
         log.warning("a tree whose client is gone was not cancelled: %s", where(error))
+
+
+def _refusal(status: str, code: str | None, message: str) -> HortatorError:
+    """Return the error of a tree that gave nothing; what a limit of the key stopped is refused like any call (R-000-71)."""
+    if code in LIMIT_CODES:
+        return RateLimited(message, code=code)
+    failed = TaskEnded(message, code=code)
+    failed.status = _STATUSES.get(status, failed.status)
+    return failed
 
 
 def _what_failed(task: Task, pattern: Pattern, data: Any) -> str | None:

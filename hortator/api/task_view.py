@@ -25,6 +25,7 @@ from hortator.wire.task_view import (
     TaskUsage,
     TaskView,
 )
+from hortator.wire.tasks import TERMINAL
 
 
 def moment(at: datetime) -> str:
@@ -69,11 +70,11 @@ def artifact(file: File) -> Artifact:
 
 def ledger(task_id: str, steps: Sequence[Step], tree: Sequence[Task]) -> TaskLedger:
     """Return what a task took: its steps, and what they add up to."""
-    names = {task.id: task.name for task in tree}
+    known = {task.id: task for task in tree}
     cost = sum((step.cost for step in steps if step.cost is not None), Decimal(0))
     return TaskLedger(
         task_id=task_id,
-        entries=[_entry(step, names.get(step.task_id, "")) for step in steps],
+        entries=[_entry(step, known.get(step.task_id)) for step in steps],
         total=LedgerTotal(
             input_tokens=sum(step.input_tokens for step in steps),
             output_tokens=sum(step.output_tokens for step in steps),
@@ -127,16 +128,18 @@ def _fields(task: Task) -> dict[str, Any]:
     }
 
 
-def _entry(step: Step, name: str) -> LedgerEntry:
+def _entry(step: Step, task: Task | None) -> LedgerEntry:
+    # A call that was cut off with its task is written down by nobody: who cancelled may be another process.
+    cut = step.status == "running" and task is not None and task.status in TERMINAL
     return LedgerEntry(
         task_id=step.task_id,
-        task=name,
+        task="" if task is None else task.name,
         step=step.key,
         kind=step.kind,
         name=step.name,
         deployment=step.deployment,
         request_id=step.request_id,
-        status=step.status,
+        status="cancelled" if cut else step.status,
         runs=step.runs,
         input_tokens=step.input_tokens,
         output_tokens=step.output_tokens,

@@ -288,7 +288,7 @@ class TeamChat:
             "task_id": task.id,
             "namespace": caller.namespace,
             "status": task.status,
-            "message": f"Task created. Poll {self._tasks}/{task.id} for its result.",
+            "message": f"Task created. Poll {self._tasks}/{task.id}/artifacts for results.",
         }
         await respond(exchange, 200, headers, msgspec.json.encode(document))
 
@@ -313,9 +313,9 @@ class TeamChat:
                 if trace.hung_up:
                     await abandon(self._teams, caller, submitting)
                 raise trace.failure(cancelled) from None
-        content, reason, tokens = outcome(task)
+        content, reason, tokens, bound = outcome(task)
         created = int(call.received_at)
-        body = team_chat.completion(f"chatcmpl-{task.id}", call.model, created, content, reason, tokens)
+        body = team_chat.completion(f"chatcmpl-{task.id}", call.model, created, content, reason, tokens, bound)
         if call.operation != "chat":
             body = dialects.reply(call.operation, "chat", body, Asked(call.body, call.id, call.received_at, True))
         if seen is not None:

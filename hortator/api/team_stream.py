@@ -18,14 +18,14 @@ from hortator.api.inference import EVENT_STREAM, Exchange, Manner, Seen
 from hortator.api.reading import HangUp, where
 from hortator.call import Call, Caller
 from hortator.dispatch import Trace
-from hortator.errors import HortatorError, TaskEnded
+from hortator.errors import HortatorError, RateLimited, TaskEnded
 from hortator.orchestration.teams import Order, Teams
 from hortator.store.tasks import Task
 from hortator.wire import dialects
 from hortator.wire.chat_stream import KEEP_ALIVE, OPENING
 from hortator.wire.dialects import Asked
 from hortator.wire.events import ENDS, Delta, Event, Level, shown
-from hortator.wire.team_chat import Chunks, FinishReason, Tokens
+from hortator.wire.team_chat import Bound, Chunks, FinishReason, Tokens
 
 ABANDON_SECONDS = 10.0
 """How long a tree whose client is gone is waited for until it can be cancelled."""
@@ -38,39 +38,49 @@ class Ending(NamedTuple):
     """How a tree ended that has an answer."""
 
     text: str
+    """Empty where a bound was reached before anything was achieved."""
     reason: FinishReason
     tokens: Tokens
+    bound: Bound | None = None
+    """Which bound ended it early."""
 
 
 def outcome(task: Task, told: str = "") -> Ending:
-    """Return the answer of a tree that has ended (C-21). `told`: what its client has of it. Raises TaskEnded where there is none."""
+    """Return the answer of a tree that has ended (C-21). `told`: what its client has of it.
+
+    Raises TaskEnded where there is none, RateLimited where a limit of the key left it none.
+    """
     tokens = Tokens(task.input_tokens, task.output_tokens)
     results = task.results or {}
     said = results.get("content") or results.get("summary") or ""
     text = said if isinstance(said, str) else ""
     if task.status == "Completed":
         return Ending(text, "stop", tokens)
-    if task.status in ("BudgetExceeded", "TimedOut") and (text or told):
-        return Ending(text or told, "length", tokens)
-    code, status, what = _FAILURES.get(task.status, ("task_failed", 502, "failed"))
     error = task.error or {}
     why = error.get("message") or task.message
+    if task.status in _BOUNDS:
+        code, what = _BOUNDS[task.status]
+        return Ending(text or told, "length", tokens, Bound(code, str(why or what)))
+    code, what = _FAILURES.get(task.status, ("task_failed", "failed"))
     own = error.get("code")
-    ended = TaskEnded(
-        f"The team {what}{f': {why}' if why else '.'}{f' ({own})' if own and own != code else ''}", code=code
-    )
-    ended.status = status
+    ended: HortatorError
+    if own in LIMIT_CODES:
+        ended = RateLimited(str(why), code=own)
+    else:
+        also = f" ({own})" if own and own != code else ""
+        ended = TaskEnded(f"The team {what}{f': {why}' if why else '.'}{also}", code=code)
     ended.headers = ((b"x-should-retry", b"false"),)
     raise ended
 
 
-_FAILURES = {
-    "Failed": ("task_failed", 502, "failed"),
-    "Cancelled": ("task_cancelled", 502, "was cancelled"),
-    "BudgetExceeded": ("task_budget_exceeded", 502, "used up its budget before it had an answer"),
-    "TimedOut": ("task_timed_out", 504, "ran out of time before it had an answer"),
+_FAILURES = {"Failed": ("task_failed", "failed"), "Cancelled": ("task_cancelled", "was cancelled")}
+LIMIT_CODES = ("rate_limit_exceeded", "token_limit_exceeded", "budget_exceeded", "too_many_concurrent_requests")
+"""What a key's own limits say; its holder is told as of any other call (R-000-71)."""
+_BOUNDS = {
+    "BudgetExceeded": ("task_budget_exceeded", "The budget is used up."),
+    "TimedOut": ("task_timed_out", "The time ran out."),
 }
-"""Phase -> code, status, and what happened, in words."""
+"""Phase -> code, and what happened, in words."""
 
 
 async def abandon(teams: Teams, caller: Caller, submitting: asyncio.Future[Task]) -> None:
@@ -222,7 +232,7 @@ class TeamStream:
                 f"The answer had to be written anew; the result of the task {task.id} has it whole.", code="interrupted"
             )
         last = [chunks.text(rest)] if rest else []
-        last += [chunks.finish(ending.reason), chunks.usage(ending.tokens)]
+        last += [chunks.finish(ending.reason, ending.bound), chunks.usage(ending.tokens)]
         await self._send(self._reader.feed(last) + self._reader.end(), more=False)
 
     async def _followed(self, task: Task, keep_alive: float) -> AsyncGenerator[Event | Delta]:

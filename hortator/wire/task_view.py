@@ -157,7 +157,7 @@ class LedgerEntry(Struct, frozen=True, kw_only=True):
     request_id: str | None
     """That of the usage record."""
     status: str
-    """`running`, `finished`, `failed`."""
+    """`running`, `finished`, `failed`, `cancelled` (cut off when its task ended)."""
     runs: int
     input_tokens: int
     output_tokens: int

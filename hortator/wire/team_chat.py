@@ -173,7 +173,26 @@ class Tokens(NamedTuple):
         }
 
 
-def completion(id: str, model: str, created: int, text: str, finish_reason: FinishReason, tokens: Tokens) -> bytes:
+class Bound(NamedTuple):
+    """What ended a tree before its time: `task_budget_exceeded` or `task_timed_out`, and why in words."""
+
+    code: str
+    message: str
+
+    def said(self) -> dict[str, Any]:
+        """Return it as the top-level field that chat's own clients pass over: the answer may be short, or nothing at all."""
+        return {"hortator_error": {"code": self.code, "message": self.message}}
+
+
+def completion(
+    id: str,
+    model: str,
+    created: int,
+    text: str,
+    finish_reason: FinishReason,
+    tokens: Tokens,
+    bound: Bound | None = None,
+) -> bytes:
     """Return a chat completion."""
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
@@ -185,6 +204,7 @@ def completion(id: str, model: str, created: int, text: str, finish_reason: Fini
             "model": model,
             "choices": [choice],
             "usage": tokens.usage(),
+            **(bound.said() if bound is not None else {}),
         }
     )
 
@@ -216,9 +236,9 @@ class Chunks:
         shown = {**said, "message": event.message, "details": details}
         return self._chunk({}, None, {"hortator_event": shown})
 
-    def finish(self, reason: FinishReason) -> bytes:
+    def finish(self, reason: FinishReason, bound: Bound | None = None) -> bytes:
         """Return the chunk that ends the answer."""
-        return self._chunk({}, reason)
+        return self._chunk({}, reason, None if bound is None else bound.said())
 
     def usage(self, tokens: Tokens) -> bytes:
         """Return the usage chunk."""

@@ -88,6 +88,13 @@ def test_the_entries_of_a_ledger_sum_to_its_total() -> None:
     ]
 
 
+def test_a_call_that_was_cut_off_with_its_task_does_not_run_any_more() -> None:
+    steps = [step("root", "plan", None, 0), step("a", "turn.1", None, 0)]
+    running = [each._replace(status="running") for each in steps]
+    found = task_view.ledger("root", running, [task("root"), task("a", "root", status="Cancelled")])
+    assert [entry.status for entry in found.entries] == ["running", "cancelled"]
+
+
 def test_a_file_keeps_the_id_of_the_task_that_made_it() -> None:
     file = File("a", "outbox/report.md", 3, "text/markdown", "0" * 64, datetime.now(UTC))
     found = task_view.artifact(file)

@@ -348,7 +348,7 @@ async def test_an_order_that_nobody_waits_for_is_answered_with_its_id(served: Se
         document = reply.json()
         id = reply.headers["x-hortator-task-id"]
         assert reply.status_code == 200
-        assert document["message"].startswith("Task created. Poll /api/v1/tasks/")
+        assert document["message"] == f"Task created. Poll /api/v1/tasks/{document['task_id']}/artifacts for results."
         assert {name: document[name] for name in ("task_id", "namespace", "status")} == {
             "task_id": id,
             "namespace": served.teams.callers[-1].namespace,
@@ -377,8 +377,6 @@ async def test_an_order_that_is_refused_has_its_true_status(
 ENDINGS = [
     ("failed", None, 502, "task_failed"),
     ("cancelled", None, 502, "task_cancelled"),
-    ("budget_exceeded", None, 502, "task_budget_exceeded"),
-    ("timed_out", None, 504, "task_timed_out"),
     ("failed", {"content": "half"}, 502, "task_failed"),
 ]
 
@@ -402,6 +400,15 @@ async def test_a_team_without_an_answer_is_an_error(
     assert "data: [DONE]" not in lines
 
 
+async def test_a_team_that_a_limit_of_the_key_stopped_is_refused_like_any_call(served: Served) -> None:
+    """R-000-71."""
+    message = "Token limit exceeded: 2000 tokens/hour for this key. Try again in 1312 s."
+    served.teams.plan(Run([event(1, "failed")], error={"code": "token_limit_exceeded", "message": message}))
+    reply = await served.post(ask())
+    assert (reply.status_code, reply.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert (reply.json()["error"]["code"], reply.json()["error"]["message"]) == ("token_limit_exceeded", message)
+
+
 @pytest.mark.parametrize("type", ["budget_exceeded", "timed_out"])
 async def test_what_was_achieved_before_a_bound_is_an_answer_cut_short(served: Served, type: str) -> None:
     """C-21."""
@@ -414,3 +421,22 @@ async def test_what_was_achieved_before_a_bound_is_an_answer_cut_short(served: S
         else:
             choice = (await served.post(ask())).json()["choices"][0]
             assert (choice["message"]["content"], choice["finish_reason"]) == ("Half of it.", "length")
+
+
+@pytest.mark.parametrize("type", ["budget_exceeded", "timed_out"])
+async def test_a_bound_reached_before_anything_was_achieved_is_an_empty_answer_that_says_why(
+    served: Served, type: str
+) -> None:
+    """C-21: the client's own bound is no failure of the gateway."""
+    run = Run([event(1, type)], error={"code": f"task_{type}", "message": "It was too little."})
+    said = {"code": f"task_{type}", "message": "It was too little."}
+    served.teams.plan(run)
+    reply = await served.post(ask())
+    assert (reply.status_code, reply.json()["hortator_error"]) == (200, said)
+    choice = reply.json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+    served.teams.plan(run)
+    lines = await served.lines(ask())
+    last = payloads(lines)[-1]
+    assert (last["choices"][0]["finish_reason"], last["hortator_error"]) == ("length", said)
+    assert "data: [DONE]" in lines

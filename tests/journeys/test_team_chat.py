@@ -164,13 +164,20 @@ def test_a_client_that_hangs_up_ends_its_team(crewed: Gateway, upstream: Upstrea
     assert ended["completed_at"]
 
 
-def test_a_team_that_has_no_time_left_is_an_error(client: openai.OpenAI, mark: str) -> None:
+@pytest.mark.parametrize(
+    ("bound", "code"),
+    [
+        ({"hortator_config": {"timeout": "1s"}}, "task_timed_out"),
+        ({"x_budget": {"max_tokens": 300}}, "task_budget_exceeded"),
+    ],
+)
+def test_a_team_that_reaches_a_bound_with_nothing_ends_by_length(
+    client: openai.OpenAI, mark: str, bound: dict[str, Any], code: str
+) -> None:
     """C-21, C-24."""
-    with pytest.raises(openai.APIStatusError) as failed:
-        client.chat.completions.create(
-            **order(mark, "[hold]", "[hold:synthesis]"), extra_body={"hortator_config": {"timeout": "1s"}}
-        )
-    assert (failed.value.status_code, failed.value.code) == (504, "task_timed_out")
+    answer = client.chat.completions.create(**order(mark, "[hold]", "[hold:synthesis]"), extra_body=bound)
+    assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("length", "")
+    assert (answer.model_extra or {})["hortator_error"]["code"] == code
 
 
 def test_an_order_that_nobody_waits_for_is_done_all_the_same(crewed: Gateway, mark: str) -> None:
