@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -163,27 +163,31 @@ class Database:
         self._answered()
         return result
 
-    async def rows(self, statement: sqlalchemy.Select[*tuple[Any, ...]]) -> Sequence[sqlalchemy.Row[*tuple[Any, ...]]]:
-        """Return what a statement reads. Raises Unavailable.
+    async def rows(
+        self, statement: sqlalchemy.Select[*tuple[Any, ...]], given: Mapping[str, Any] | None = None
+    ) -> Sequence[sqlalchemy.Row[*tuple[Any, ...]]]:
+        """Return what a statement reads with the parameters `given`. Raises Unavailable.
 
         On SQLite in a thread of its own: for short reads that come often, which would spend most of their time changing threads.
         """
         if not self.is_sqlite:
             async with self.read() as connection:
-                return (await connection.execute(statement)).all()
+                return (await connection.execute(statement, given)).all()
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._look_thread, self._look, statement)
+            found = await asyncio.get_running_loop().run_in_executor(self._look_thread, self._look, statement, given)
         except (SQLAlchemyError, OSError, OverflowError, UnicodeError) as error:
             raise self._unavailable(error) from None
         self._answered()
         return found
 
-    def _look(self, statement: sqlalchemy.Select[*tuple[Any, ...]]) -> Sequence[sqlalchemy.Row[*tuple[Any, ...]]]:
+    def _look(
+        self, statement: sqlalchemy.Select[*tuple[Any, ...]], given: Mapping[str, Any] | None
+    ) -> Sequence[sqlalchemy.Row[*tuple[Any, ...]]]:
         """In the thread: open the connection at first use."""
         if self._look_engine is None:
             self._look_engine = self._in_thread()
         with self._look_engine.connect() as connection:
-            return connection.execute(statement).all()
+            return connection.execute(statement, given).all()
 
     def _in_thread(self) -> sqlalchemy.Engine:
         """Return an engine for SQLite in the thread that calls."""

@@ -12,14 +12,15 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, case, func, insert, update
+from sqlalchemy import Connection, Integer, Row, Select, Update, bindparam, case, func, insert, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from hortator.call import TenantId
 from hortator.store.database import Database
-from hortator.store.queries import TenantRows
+from hortator.store.queries import TenantRows, prepared
 from hortator.store.tables import task_events, task_steps, tasks
-from hortator.store.task_rows import UNFINISHED, Ended, NewEvent, Told, as_event, now, plain
+from hortator.store.task_rows import UNFINISHED, Ended, Level, NewEvent, Told, as_event, now, plain
 from hortator.wire.events import ENDS, Event
 
 _KEY = 100
@@ -41,14 +42,24 @@ class EventScope(TenantRows):
         if ended and self._over is not None:
             self._over(self.tenant_id, ended)
 
-    def _locked(self, ids: Iterable[str]) -> Select[Any]:
+    def _locked(self, connection: Connection, ids: Iterable[str]) -> list[Level]:
         """Tasks of one tree, root first, theirs to change until the end of the transaction. The ids contain the root's."""
-        return self._rows(tasks).where(tasks.c.id.in_(list(ids))).order_by(tasks.c.depth).with_for_update()
+        return [Level._make(row) for row in connection.execute(self._levels(), {"those": list(ids)})]
+
+    @prepared
+    def _levels(self) -> Select[Any]:
+        chosen = tasks.c.id.in_(bindparam("those", expanding=True))
+        columns = [tasks.c[name] for name in Level._fields]
+        return self._rows(tasks, *columns).where(chosen).order_by(tasks.c.depth).with_for_update()
+
+    @prepared
+    def _lasts(self) -> Select[Any]:
+        statement = self._rows(tasks, tasks.c.status, tasks.c.last_seq).where(tasks.c.id == bindparam("this"))
+        return statement.with_for_update()
 
     def _lock(self, connection: Connection, root_id: str) -> Row[Any] | None:
         """Hold the tree: `status`, `last_seq` of its root, None where there is none."""
-        statement = self._rows(tasks, tasks.c.status, tasks.c.last_seq).where(tasks.c.id == root_id).with_for_update()
-        row: Row[Any] | None = connection.execute(statement).first()
+        row: Row[Any] | None = connection.execute(self._lasts(), {"this": root_id}).first()
         return row
 
     def _ended(self, connection: Connection, root_id: str, last_seq: int) -> bool:
@@ -58,24 +69,29 @@ class EventScope(TenantRows):
         )
         return connection.execute(last).scalar() in ENDS
 
+    @prepared
+    def _changes(self) -> Update:
+        """Change one task; the values come as parameters."""
+        return update(tasks).where(self._where(tasks), tasks.c.id == bindparam("this"))
+
+    @prepared
+    def _takes(self) -> ReturningUpdate[Any]:
+        """Take numbers for events."""
+        column = tasks.c
+        taken = update(tasks).where(self._where(tasks), column.id == bindparam("this"))
+        count = bindparam("count", type_=column.last_seq.type)
+        return taken.values(last_seq=column.last_seq + count).returning(column.last_seq, column.status)
+
     def _append(self, connection: Connection, root_id: str, events: Sequence[NewEvent]) -> list[Event]:
         """Take numbers and insert; what is in the same transaction happens with it."""
         if not events:
             return []
-        column = tasks.c
-        taken = (
-            update(tasks)
-            .where(self._where(tasks), column.id == root_id)
-            .values(last_seq=column.last_seq + len(events))
-            .returning(column.last_seq, column.status)
-        )
-        row = connection.execute(taken).first()
+        row = connection.execute(self._takes(), {"this": root_id, "count": len(events)}).first()
         if row is None:
             return []
         last, status = row
         if status not in UNFINISHED and self._ended(connection, root_id, last - len(events)):
-            given_back = update(tasks).where(self._where(tasks), column.id == root_id)
-            connection.execute(given_back.values(last_seq=last - len(events)))
+            connection.execute(self._changes(), {"this": root_id, "last_seq": last - len(events)})
             return []
         return self._write_events(connection, root_id, last - len(events), status not in UNFINISHED, events)
 
@@ -136,21 +152,30 @@ class EventScope(TenantRows):
             "output_tokens": 0,
         }
         dialect = sqlite if self._database.is_sqlite else postgresql
-        new = dialect.insert(task_steps).values({**row, "tenant_id": self.tenant_id}).on_conflict_do_nothing()
-        return bool(connection.execute(new).rowcount)
+        new = dialect.insert(task_steps).on_conflict_do_nothing()
+        return bool(connection.execute(new, {**row, "tenant_id": self.tenant_id}).rowcount)
 
     async def events(self, root_id: str, after: int, limit: int, types: Sequence[str] | None = None) -> list[Event]:
         """At most `limit` events behind `after`, in order. Raises Unavailable."""
-        column = task_events.c
-        statement = (
-            self._rows(task_events, column.seq, column.type, column.payload, column.at)
-            .where(column.root_id == root_id, column.seq > after)
-            .order_by(column.seq)
-            .limit(limit)
-        )
+        given: dict[str, Any] = {"root": root_id, "after": after, "most": limit}
+        statement = self._behind()
         if types is not None:
-            statement = statement.where(column.type.in_(list(types)))
-        return [as_event(root_id, *row) for row in await self._database.rows(statement)]
+            statement, given = self._behind_of_types(), {**given, "types": list(types)}
+        return [as_event(root_id, *row) for row in await self._database.rows(statement, given)]
+
+    @prepared
+    def _behind(self) -> Select[Any]:
+        column = task_events.c
+        return (
+            self._rows(task_events, column.seq, column.type, column.payload, column.at)
+            .where(column.root_id == bindparam("root"), column.seq > bindparam("after"))
+            .order_by(column.seq)
+            .limit(bindparam("most", type_=Integer()))
+        )
+
+    @prepared
+    def _behind_of_types(self) -> Select[Any]:
+        return self._behind().where(task_events.c.type.in_(bindparam("types", expanding=True)))
 
     async def tail(self, root_id: str, limit: int) -> list[Event]:
         """The last `limit` events, in order. Raises Unavailable."""
@@ -173,9 +198,10 @@ class EventScope(TenantRows):
         return lowest
 
 
-def numbered(root_id: str, count: int) -> Any:
-    """The new value of `last_seq` in a change of several tasks of a tree."""
-    return case((tasks.c.id == root_id, tasks.c.last_seq + count), else_=tasks.c.last_seq)
+def numbered() -> Any:
+    """The new value of `last_seq` in a change of several tasks of a tree; parameters `root`, its id, and `count`, of events."""
+    last = tasks.c.last_seq
+    return case((tasks.c.id == bindparam("root"), last + bindparam("count", type_=last.type)), else_=last)
 
 
 def _payload(root_id: str, event: NewEvent) -> dict[str, Any]:

@@ -83,6 +83,32 @@ class Task(NamedTuple):
     fingerprint: str | None = None
 
 
+class Level(NamedTuple):
+    """Of a row of `tasks`, what a change of it, or of one below it, needs: no JSON."""
+
+    id: str
+    name: str
+    status: str
+    depth: int
+    max_tokens: int | None
+    max_cost: Decimal | None
+    held_tokens: int
+    held_cost: Decimal
+    input_tokens: int
+    output_tokens: int
+    cost: Decimal
+    last_seq: int
+
+
+class Place(NamedTuple):
+    """Where a task is in its tree."""
+
+    id: str
+    root_id: str
+    parent_task_id: str | None
+    depth: int
+
+
 class Step(NamedTuple):
     """A row of `task_steps`."""
 

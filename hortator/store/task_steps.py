@@ -11,20 +11,22 @@ from collections.abc import Mapping, Sequence
 from decimal import ROUND_UP, Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Connection, Select, Update, bindparam, insert, update
 
+from hortator.store.queries import prepared
 from hortator.store.tables import MONEY_SCALE, task_steps, tasks
 from hortator.store.task_events import EventScope, numbered
 from hortator.store.task_rows import (
     UNFINISHED,
     Grant,
+    Level,
     NewEvent,
+    Place,
     Step,
     Task,
     Took,
     Want,
     as_step,
-    as_task,
     now,
     plain,
     text,
@@ -45,7 +47,7 @@ class Hold(NamedTuple):
 class StepScope(EventScope):
     """The steps of one tenant's tasks."""
 
-    def _path(self, connection: Connection, task: Task) -> list[Task]:
+    def _path(self, connection: Connection, task: Task | Place) -> list[Level]:
         """A task and all above it, root first, locked."""
         ids = {task.root_id, task.parent_task_id or task.root_id, task.id}
         if task.depth > len(ids) - 1:
@@ -55,13 +57,49 @@ class StepScope(EventScope):
             above = self._rows(tasks, column.id, column.parent_task_id).where(column.id == found.c.parent_task_id)
             whole = found.union_all(above)
             ids = {id for (id,) in connection.execute(whole.select().with_only_columns(whole.c.id))}
-        return [as_task(row) for row in connection.execute(self._locked(ids))]
+        return self._locked(connection, ids)
 
     def _step(self, connection: Connection, task_id: str, key: str) -> Step | None:
+        row = connection.execute(self._one(), {"of_task": task_id, "of_key": key}).first()
+        return None if row is None else Step._make(row)
+
+    @prepared
+    def _one(self) -> Select[Any]:
         column = task_steps.c
-        statement = self._rows(task_steps).where(column.task_id == task_id, column.key == key)
-        row = connection.execute(statement).first()
-        return None if row is None else as_step(row)
+        columns = [column[name] for name in Step._fields]
+        chosen = column.task_id == bindparam("of_task"), column.key == bindparam("of_key")
+        return self._rows(task_steps, *columns).where(*chosen)
+
+    @prepared
+    def _steps(self) -> Update:
+        """Change one step; the values come as parameters."""
+        column = task_steps.c
+        chosen = column.task_id == bindparam("of_task"), column.key == bindparam("of_key")
+        return update(task_steps).where(self._where(task_steps), *chosen)
+
+    @prepared
+    def _holds(self) -> Update:
+        """Hold more, or less, in the tasks `those`."""
+        column = tasks.c
+        held = update(tasks).where(self._where(tasks), column.id.in_(bindparam("those", expanding=True)))
+        return held.values(
+            held_tokens=column.held_tokens + bindparam("tokens", type_=column.held_tokens.type),
+            held_cost=column.held_cost + bindparam("money", type_=column.held_cost.type),
+        )
+
+    @prepared
+    def _charges(self) -> Update:
+        """Charge the tasks `those`, which hold more, or less, from now on, and number events of the `root`."""
+        column = tasks.c
+        charged = update(tasks).where(self._where(tasks), column.id.in_(bindparam("those", expanding=True)))
+        return charged.values(
+            held_tokens=column.held_tokens + bindparam("tokens", type_=column.held_tokens.type),
+            held_cost=column.held_cost + bindparam("money", type_=column.held_cost.type),
+            input_tokens=column.input_tokens + bindparam("more_input", type_=column.input_tokens.type),
+            output_tokens=column.output_tokens + bindparam("more_output", type_=column.output_tokens.type),
+            cost=column.cost + bindparam("more_cost", type_=column.cost.type),
+            last_seq=numbered(),
+        )
 
     async def begin(self, task: Task, key: str, kind: str, name: str, want: Want | None) -> Grant:
         """Begin a step, or find it finished. One transaction: what an earlier run held is released, then `want` is held in the task and
@@ -100,25 +138,17 @@ class StepScope(EventScope):
         return Grant(step, output)
 
     def _save(
-        self, connection: Connection, path: Sequence[Task], step: Step, was: Hold, holds: Hold, before: Step | None
+        self, connection: Connection, path: Sequence[Level], step: Step, was: Hold, holds: Hold, before: Step | None
     ) -> None:
         """Write a step that begins, and what it holds now instead of what it held."""
         values = step._asdict()
         if before is None:
-            connection.execute(insert(task_steps).values({**values, "tenant_id": self.tenant_id}))
+            connection.execute(insert(task_steps), {**values, "tenant_id": self.tenant_id})
         else:
-            column = task_steps.c
-            chosen = self._where(task_steps), column.task_id == step.task_id, column.key == step.key
-            connection.execute(update(task_steps).where(*chosen).values(values))
+            connection.execute(self._steps(), {**values, "of_task": step.task_id, "of_key": step.key})
         if was != holds:
-            column = tasks.c
-            held = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path]))
-            connection.execute(
-                held.values(
-                    held_tokens=column.held_tokens + (holds.tokens - was.tokens),
-                    held_cost=column.held_cost + (holds.cost - was.cost),
-                )
-            )
+            more = {"tokens": holds.tokens - was.tokens, "money": holds.cost - was.cost}
+            connection.execute(self._holds(), {**more, "those": [each.id for each in path]})
 
     async def settle(self, task: Task, key: str, took: Took, events: Sequence[NewEvent]) -> Step:
         """End a step: release what it held, charge the task and all above it, keep the result, tell. A finished one is left alone.
@@ -139,9 +169,7 @@ class StepScope(EventScope):
         if before.status != "running":
             return before, []
         step = _ended(before, took)
-        column = task_steps.c
-        chosen = self._where(task_steps), column.task_id == task.id, column.key == key
-        connection.execute(update(task_steps).where(*chosen).values(step._asdict()))
+        connection.execute(self._steps(), {**step._asdict(), "of_task": task.id, "of_key": key})
         root = path[0]
         ended = root.status not in UNFINISHED
         if ended and self._ended(connection, root.id, root.last_seq):
@@ -151,21 +179,19 @@ class StepScope(EventScope):
             return step, []
         return step, self._write_events(connection, root.id, root.last_seq, ended, events)
 
-    def _charge(self, connection: Connection, path: Sequence[Task], before: Step, after: Step, events: int) -> None:
+    def _charge(self, connection: Connection, path: Sequence[Level], before: Step, after: Step, events: int) -> None:
         """Release what a step held and add what it took, in its task and all above; number its events."""
-        column = tasks.c
-        cost = (after.cost or _NOTHING) - (before.cost or _NOTHING)
-        charged = update(tasks).where(self._where(tasks), column.id.in_([each.id for each in path]))
-        connection.execute(
-            charged.values(
-                held_tokens=column.held_tokens - before.held_tokens,
-                held_cost=column.held_cost - before.held_cost,
-                input_tokens=column.input_tokens + (after.input_tokens - before.input_tokens),
-                output_tokens=column.output_tokens + (after.output_tokens - before.output_tokens),
-                cost=column.cost + cost,
-                last_seq=numbered(path[0].id, events),
-            )
-        )
+        charge = {
+            "those": [each.id for each in path],
+            "tokens": -before.held_tokens,
+            "money": -before.held_cost,
+            "more_input": after.input_tokens - before.input_tokens,
+            "more_output": after.output_tokens - before.output_tokens,
+            "more_cost": (after.cost or _NOTHING) - (before.cost or _NOTHING),
+            "root": path[0].id,
+            "count": events,
+        }
+        connection.execute(self._charges(), charge)
 
     async def step(self, task_id: str, key: str) -> Step | None:
         """A step. Raises Unavailable."""
@@ -184,7 +210,7 @@ class StepScope(EventScope):
             return [as_step(row) for row in await connection.execute(statement)]
 
 
-def _allowed(path: Sequence[Task], held: Hold, want: Want) -> tuple[int, str | None]:
+def _allowed(path: Sequence[Level], held: Hold, want: Want) -> tuple[int, str | None]:
     """How many output tokens the budgets of all tasks of a path leave; else the id of the one that leaves least.
 
     `held` is what an earlier run of the step still holds in each.
@@ -199,7 +225,7 @@ def _allowed(path: Sequence[Task], held: Hold, want: Want) -> tuple[int, str | N
     return output, None
 
 
-def _tokens_left(task: Task, held: Hold, want: Want) -> int | None:
+def _tokens_left(task: Level, held: Hold, want: Want) -> int | None:
     """Output tokens that a task's tokens leave, below 0 where the input alone is too much; None = any."""
     if task.max_tokens is None:
         return None
@@ -207,7 +233,7 @@ def _tokens_left(task: Task, held: Hold, want: Want) -> int | None:
     return task.max_tokens - used - want.input_tokens
 
 
-def _cost_left(task: Task, held: Hold, want: Want) -> int | None:
+def _cost_left(task: Level, held: Hold, want: Want) -> int | None:
     """Output tokens that a task's money leaves, below 0 where the input alone is too much; None = any."""
     if task.max_cost is None or want.input_price is None or want.output_price is None:
         return None

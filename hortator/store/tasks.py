@@ -8,14 +8,16 @@ Whoever changes a tree holds its root's row first, so that its writers come one 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, or_, select, update
 
 from hortator.store.database import Database
+from hortator.store.queries import prepared
 from hortator.store.tables import task_events, task_files, task_steps, tasks, tenants
 from hortator.store.task_files import TaskFileScope, file_row
 from hortator.store.task_rows import (
@@ -26,8 +28,10 @@ from hortator.store.task_rows import (
     File,
     Filter,
     Grant,
+    Level,
     NewEvent,
     NewFile,
+    Place,
     Step,
     Task,
     Told,
@@ -109,8 +113,24 @@ class TaskScope(StepScope, TaskFileScope):
 
     async def find(self, id: str) -> Task | None:
         """The task of that id. Raises Unavailable."""
-        rows = await self._database.rows(self._rows(tasks).where(tasks.c.id == id))
-        return as_task(rows[0]) if rows else None
+        rows = await self._database.rows(self._one_task(), {"this": id})
+        return Task._make(rows[0]) if rows else None
+
+    @prepared
+    def _one_task(self) -> Select[Any]:
+        return self._rows(tasks, *(tasks.c[name] for name in Task._fields)).where(tasks.c.id == bindparam("this"))
+
+    @prepared
+    def _places(self) -> Select[Any]:
+        return self._rows(tasks, *(tasks.c[name] for name in Place._fields)).where(tasks.c.id == bindparam("this"))
+
+    @prepared
+    def _trees(self) -> Select[Any]:
+        column = tasks.c
+        statement = self._rows(tasks, *(column[name] for name in Task._fields)).where(
+            column.root_id == bindparam("root")
+        )
+        return statement.order_by(column.depth, column.position, column.created_at, column.id)
 
     async def page(self, chosen: Filter, after: str | None, limit: int) -> list[Task]:
         """At most `limit` tasks older than the one of id `after`, newest first; none where that is none of theirs. Raises Unavailable."""
@@ -136,13 +156,7 @@ class TaskScope(StepScope, TaskFileScope):
 
     async def tree(self, root_id: str) -> list[Task]:
         """All tasks of a tree, parents before children, siblings by position. Raises Unavailable."""
-        column = tasks.c
-        statement = self._rows(tasks).where(column.root_id == root_id)
-        async with self._database.read() as connection:
-            rows = await connection.execute(
-                statement.order_by(column.depth, column.position, column.created_at, column.id)
-            )
-            return [as_task(row) for row in rows]
+        return [Task._make(row) for row in await self._database.rows(self._trees(), {"root": root_id})]
 
     async def counted(self, root_ids: Sequence[str]) -> dict[str, dict[str, int]]:
         """How many tasks each of these trees has, by status. Raises Unavailable."""
@@ -199,19 +213,17 @@ class TaskScope(StepScope, TaskFileScope):
 
         A terminal phase sets `completed_at` and releases what the task's own steps hold; nothing leaves one. Raises Unavailable.
         """
-        column = tasks.c
         ends = to not in UNFINISHED
         new = {"completed_at": now(), **_clean(values)} if ends else _clean(values)
 
         def act(connection: Connection) -> list[Event] | None:
-            row = connection.execute(self._rows(tasks).where(column.id == id)).first()
+            row = connection.execute(self._places(), {"this": id}).first()
             if row is None:
                 return None
-            path = self._path(connection, as_task(row))
+            path = self._path(connection, Place._make(row))
             if path[-1].status not in of or path[-1].status not in UNFINISHED:
                 return None
-            changed = update(tasks).where(self._where(tasks), column.id == id)
-            connection.execute(changed.values({**new, "status": to}))
+            connection.execute(self._changes(), {**new, "status": to, "this": id})
             if ends and path[-1].held_tokens:
                 self._release(connection, path)
             return self._append(connection, path[0].id, events)
@@ -220,7 +232,7 @@ class TaskScope(StepScope, TaskFileScope):
         self._tell(told or (), [id] if ends and told is not None else [])
         return told is not None
 
-    def _release(self, connection: Connection, path: Sequence[Task]) -> None:
+    def _release(self, connection: Connection, path: Sequence[Level]) -> None:
         """Release what the last task's own steps hold, in it and in all above."""
         step, column = task_steps.c, tasks.c
         own = self._rows(task_steps, func.sum(step.held_tokens), func.sum(step.held_cost))
@@ -251,13 +263,12 @@ class TaskScope(StepScope, TaskFileScope):
 
     def _cancel(self, connection: Connection, id: str, message: str) -> tuple[list[str], list[Event]]:
         column = tasks.c
-        row = connection.execute(self._rows(tasks).where(column.id == id)).first()
+        row = connection.execute(self._places(), {"this": id}).first()
         if row is None:
             return [], []
-        path = self._path(connection, as_task(row))
+        path = self._path(connection, Place._make(row))
         below = [each for (each,) in connection.execute(self._below(id))]
-        found = connection.execute(self._locked(below))
-        ended = [task for task in map(as_task, found) if task.status in UNFINISHED]
+        ended = [task for task in self._locked(connection, below) if task.status in UNFINISHED]
         if not ended:
             return [], []
         ids = [task.id for task in ended]
@@ -300,7 +311,7 @@ def _clean(values: Mapping[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
-def _cancelled(ended: Sequence[Task], message: str) -> list[NewEvent]:
+def _cancelled(ended: Sequence[Level], message: str) -> list[NewEvent]:
     """What is told of tasks that were cancelled, parents first in `ended`: the tree's own end comes last."""
     told = [
         NewEvent(type="agent_cancelled", task_id=task.id, fields={"task": task.name, "message": message})
@@ -314,10 +325,15 @@ def _cancelled(ended: Sequence[Task], message: str) -> list[NewEvent]:
     return told
 
 
+@functools.cache
+def _any_task() -> Select[Any]:
+    return select(*(tasks.c[name] for name in Task._fields)).where(tasks.c.id == bindparam("this"))
+
+
 async def find_work(database: Database, id: str) -> Task | None:
     """A task of any tenant, for who works on it. Raises Unavailable."""
-    rows = await database.rows(select(tasks).where(tasks.c.id == id))
-    return as_task(rows[0]) if rows else None
+    rows = await database.rows(_any_task(), {"this": id})
+    return Task._make(rows[0]) if rows else None
 
 
 async def unfinished_roots(database: Database, after: str | None, limit: int) -> list[Task]:

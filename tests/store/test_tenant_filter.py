@@ -54,6 +54,7 @@ WITHOUT_TENANT = {
     "hold": "the same",
     "numbered": "part of a change of the scope's",
     "find_work": "work for whoever has it to do",
+    "_any_task": "the same",
     "unfinished_roots": "the same",
     "states": "tasks that somebody shows or waits for, found by their tenant before",
     "cancelled_since": "work for whoever has it to do",
