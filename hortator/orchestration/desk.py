@@ -229,7 +229,9 @@ class Desk:
 
     async def phase(self, to: str, of: Sequence[str], *events: NewEvent, **values: Any) -> bool:
         """Move this task to another phase, if it is in one of `of`."""
-        return await patiently(lambda: self.scope.change(self.task.id, to, of=of, values=values, events=events))
+        return await patiently(
+            lambda: self.scope.change(self.task.id, to, of=of, values=values, events=events, place=self.task)
+        )
 
     async def seat(self) -> AsyncExitStack:
         """Take a place among the agents of the tree, until the returned stack is closed."""

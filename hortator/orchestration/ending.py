@@ -14,7 +14,7 @@ from hortator.errors import HortatorError
 from hortator.orchestration import family, results
 from hortator.orchestration.desk import money, patiently
 from hortator.orchestration.lead import Outcome, duration
-from hortator.store.tasks import UNFINISHED, NewEvent, NewFile, Task, TaskScope
+from hortator.store.tasks import UNFINISHED, NewEvent, NewFile, Place, Task, TaskScope
 from hortator.wire.tasks import TERMINAL
 
 RESULT_FILE: Final = "outbox/result.md"
@@ -126,7 +126,7 @@ class Ending:
         file = NewFile(RESULT_FILE, content.encode(errors="replace"), "text/markdown")
         files, bytes_ = self._most
         await patiently(lambda: self._scope.put(self._task, file, most_files=files, most_bytes=bytes_))
-        rows = await patiently(lambda: self._scope.tree(self._task.root_id))
+        rows = await patiently(lambda: self._scope.outline(self._task.root_id))
         kept = await patiently(lambda: self._scope.files([row.id for row in rows], "outbox/"))
         return [{"path": each.path, "bytes": each.bytes, "task_id": each.task_id} for each in kept]
 
@@ -154,8 +154,9 @@ class Ending:
         """Cancel what is still at work below; a legionary has nobody."""
         if self._task.tier == "legionary" and not self._root:
             return
-        for child in await self._children():
-            if child.status in UNFINISHED:
+        rows = await patiently(lambda: self._scope.outline(self._task.root_id))
+        for child in rows:
+            if child.parent_task_id == self._task.id and child.status in UNFINISHED:
                 await patiently(lambda child=child: self._scope.cancel(child.id, "The task above it has ended."))  # type: ignore[misc]
 
     async def _end(
@@ -173,7 +174,9 @@ class Ending:
             values["progress"] = 100
         self._leave()
         ended = await patiently(
-            lambda: self._scope.change(self._task.id, phase, of=UNFINISHED, values=values, events=[*events, *last])
+            lambda: self._scope.change(
+                self._task.id, phase, of=UNFINISHED, values=values, events=[*events, *last], place=self._task
+            )
         )
         if ended and not self._root:
             await self._progress()
@@ -222,7 +225,7 @@ class Ending:
 
     async def _progress(self) -> None:
         """Tell how far the tree is. Told once for each agent that ends; a crash in between loses one."""
-        rows = await patiently(lambda: self._scope.tree(self._task.root_id))
+        rows = await patiently(lambda: self._scope.outline(self._task.root_id))
         root, below = rows[0], rows[1:]
         done = sum(row.status in TERMINAL for row in below)
         percent = max(root.progress, _PLANNED + (_WORKED - _PLANNED) * done // max(1, len(below)))
@@ -237,6 +240,11 @@ class Ending:
         if root.status in UNFINISHED:
             await patiently(
                 lambda: self._scope.change(
-                    root.id, root.status, of=(root.status,), values={"progress": percent}, events=[event]
+                    root.id,
+                    root.status,
+                    of=(root.status,),
+                    values={"progress": percent},
+                    events=[event],
+                    place=Place(root.id, root.id, None, 0),
                 )
             )

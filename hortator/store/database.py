@@ -185,30 +185,30 @@ class Database:
     ) -> Sequence[sqlalchemy.Row[*tuple[Any, ...]]]:
         """In the thread: open the connection at first use."""
         if self._look_engine is None:
-            self._look_engine = self._in_thread()
+            self._look_engine = self._in_thread(writes=False)
         with self._look_engine.connect() as connection:
             return connection.execute(statement, given).all()
 
-    def _in_thread(self) -> sqlalchemy.Engine:
-        """Return an engine for SQLite in the thread that calls."""
+    def _in_thread(self, *, writes: bool) -> sqlalchemy.Engine:
+        """Return an engine for SQLite in the thread that calls. What only reads needs no transaction: it makes one statement at a time."""
         engine = sqlalchemy.create_engine(
             self.url.set(drivername="sqlite+pysqlite"),
             poolclass=SingletonThreadPool,
             hide_parameters=True,
             connect_args={"timeout": self.deadline},
+            execution_options={"hortator_writes": writes},
         )
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        if writes:
+            event.listen(engine, "begin", _begin_sqlite)
         return engine
 
     def _work(self, act: Callable[[sqlalchemy.Connection], T]) -> T:
         """In the thread: open the connection at first use."""
         if self._work_engine is None:
-            self._work_engine = self._in_thread()
-        with self._work_engine.connect() as connection:
-            connection.execution_options(hortator_writes=True)
-            with connection.begin():
-                return act(connection)
+            self._work_engine = self._in_thread(writes=True)
+        with self._work_engine.begin() as connection:
+            return act(connection)
 
     def _bulk(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """In the thread: open the connection at first use; leave no transaction behind."""

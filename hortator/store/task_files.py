@@ -72,8 +72,7 @@ class TaskFileScope(EventScope):
             .where(_column.task_id.in_(list(task_ids)), _column.path.startswith(prefix, autoescape=True))
             .order_by(_column.task_id, _column.path)
         )
-        async with self._database.read() as connection:
-            return [as_file(row) for row in await connection.execute(statement)]
+        return [as_file(row) for row in await self._database.rows(statement)]
 
 
 def file_row(task: Task, file: NewFile) -> dict[str, Any]:

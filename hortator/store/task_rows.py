@@ -109,6 +109,16 @@ class Place(NamedTuple):
     depth: int
 
 
+class Outline(NamedTuple):
+    """Of a row of `tasks`, how far it is."""
+
+    id: str
+    parent_task_id: str | None
+    status: str
+    progress: int
+    started_at: datetime | None
+
+
 class Step(NamedTuple):
     """A row of `task_steps`."""
 

@@ -31,6 +31,7 @@ from hortator.store.task_rows import (
     Level,
     NewEvent,
     NewFile,
+    Outline,
     Place,
     Step,
     Task,
@@ -54,6 +55,8 @@ __all__ = [
     "Grant",
     "NewEvent",
     "NewFile",
+    "Outline",
+    "Place",
     "State",
     "Step",
     "Task",
@@ -158,6 +161,17 @@ class TaskScope(StepScope, TaskFileScope):
         """All tasks of a tree, parents before children, siblings by position. Raises Unavailable."""
         return [Task._make(row) for row in await self._database.rows(self._trees(), {"root": root_id})]
 
+    async def outline(self, root_id: str) -> list[Outline]:
+        """How far the tasks of a tree are, in the order of `tree`. Raises Unavailable."""
+        return [Outline._make(row) for row in await self._database.rows(self._outlines(), {"root": root_id})]
+
+    @prepared
+    def _outlines(self) -> Select[Any]:
+        column = tasks.c
+        statement = self._rows(tasks, *(column[name] for name in Outline._fields))
+        statement = statement.where(column.root_id == bindparam("root"))
+        return statement.order_by(column.depth, column.position, column.created_at, column.id)
+
     async def counted(self, root_ids: Sequence[str]) -> dict[str, dict[str, int]]:
         """How many tasks each of these trees has, by status. Raises Unavailable."""
         column = tasks.c
@@ -207,30 +221,57 @@ class TaskScope(StepScope, TaskFileScope):
         return added
 
     async def change(
-        self, id: str, to: str, *, of: Sequence[str], values: Mapping[str, Any], events: Sequence[NewEvent]
+        self,
+        id: str,
+        to: str,
+        *,
+        of: Sequence[str],
+        values: Mapping[str, Any],
+        events: Sequence[NewEvent],
+        place: Task | Place | None = None,
     ) -> bool:
         """Move a task to the phase `to` if it is in one of `of`, with other columns and events; False (and no event) otherwise.
 
-        A terminal phase sets `completed_at` and releases what the task's own steps hold; nothing leaves one. Raises Unavailable.
+        A terminal phase sets `completed_at` and releases what the task's own steps hold; nothing leaves one. `place`: where the task is,
+        if the caller knows; it never changes. Raises Unavailable.
         """
         ends = to not in UNFINISHED
         new = {"completed_at": now(), **_clean(values)} if ends else _clean(values)
 
         def act(connection: Connection) -> list[Event] | None:
-            row = connection.execute(self._places(), {"this": id}).first()
-            if row is None:
+            path = self._path_of(connection, id) if place is None else self._path(connection, place)
+            if not path or path[-1].status not in of or path[-1].status not in UNFINISHED:
                 return None
-            path = self._path(connection, Place._make(row))
-            if path[-1].status not in of or path[-1].status not in UNFINISHED:
-                return None
-            connection.execute(self._changes(), {**new, "status": to, "this": id})
-            if ends and path[-1].held_tokens:
-                self._release(connection, path)
-            return self._append(connection, path[0].id, events)
+            return self._change(connection, path, {**new, "status": to}, events)
 
         told = await self._database.work(act)
         self._tell(told or (), [id] if ends and told is not None else [])
         return told is not None
+
+    def _change(
+        self, connection: Connection, path: Sequence[Level], values: Mapping[str, Any], events: Sequence[NewEvent]
+    ) -> list[Event]:
+        """Change the last of a path that is held, and append to its tree's log."""
+        root, task = path[0], path[-1]
+        ended = root.status not in UNFINISHED
+        if ended and events and self._ended(connection, root.id, root.last_seq):
+            events = ()
+        last_seq = root.last_seq + len(events)
+        own = {"last_seq": last_seq} if root is task else {}
+        connection.execute(self._changes(), {**values, **own, "this": task.id})
+        ends = values["status"] not in UNFINISHED
+        if ends and task.held_tokens:
+            self._release(connection, path)
+        if not events:
+            return []
+        if root is not task:
+            connection.execute(self._changes(), {"this": root.id, "last_seq": last_seq})
+        return self._write_events(connection, root.id, root.last_seq, ended or (root is task and ends), events)
+
+    def _path_of(self, connection: Connection, id: str) -> list[Level]:
+        """A task of that id and all above it, root first, locked; nothing where there is none."""
+        row = connection.execute(self._places(), {"this": id}).first()
+        return [] if row is None else self._path(connection, Place._make(row))
 
     def _release(self, connection: Connection, path: Sequence[Level]) -> None:
         """Release what the last task's own steps hold, in it and in all above."""
@@ -263,10 +304,9 @@ class TaskScope(StepScope, TaskFileScope):
 
     def _cancel(self, connection: Connection, id: str, message: str) -> tuple[list[str], list[Event]]:
         column = tasks.c
-        row = connection.execute(self._places(), {"this": id}).first()
-        if row is None:
+        path = self._path_of(connection, id)
+        if not path:
             return [], []
-        path = self._path(connection, Place._make(row))
         below = [each for (each,) in connection.execute(self._below(id))]
         ended = [task for task in self._locked(connection, below) if task.status in UNFINISHED]
         if not ended:
