@@ -40,7 +40,7 @@ from hortator.reload import Reload
 from hortator.rooms import Lasting, Rooms, breaker_limits, price_book, price_lists, usual_prices
 from hortator.routing import rules_by_tier
 from hortator.settings import LOCAL, Settings, TierModels, applicable, is_loopback
-from hortator.store import Database, migrate, sqlite_url
+from hortator.store import Database, configured, migrate
 from hortator.tenancy import Admission, Budgets, Identity
 from hortator.tenancy.administration import Administration
 from hortator.tenancy.admission import AdmissionGauges
@@ -78,7 +78,7 @@ class App:
         """
         self.settings = settings
         self.worker = worker
-        self.database = database(settings)
+        self.database = configured(settings)
         self._identity = Identity(
             self.database,
             refresh_seconds=settings.identity.refresh_seconds,
@@ -382,12 +382,6 @@ class App:
         while not self._migrated:
             await asyncio.sleep(MIGRATE_AGAIN_SECONDS)
             await self._migrate()
-
-
-def database(settings: Settings) -> Database:
-    """Return the configured store."""
-    url = settings.store.url
-    return Database(sqlite_url(settings.home / "hortator.db") if url is None else url.reveal())
 
 
 def ledger(settings: Settings, prices: PriceBook, store: Database, counts: Counts) -> Ledger:

@@ -22,6 +22,7 @@ from hortator.ledger import PriceBook
 from hortator.providers.local_model import engine_installed
 from hortator.providers.weights import ModelUnavailable, custom, installed
 from hortator.settings import LOCAL, Provider, Settings, known_variables, load
+from hortator.store import configured as configured_store
 
 
 @click.command()
@@ -54,7 +55,7 @@ def check(file: Path | None, config: Path | None, env_file: Path | None, as_json
 def _refusals(settings: Settings) -> list[str]:
     """Return what the rooms themselves would refuse at start-up: the store's address, price and CA files, the proxy's extra."""
     attempts: Sequence[Callable[[], object]] = (
-        lambda: app.database(settings),
+        lambda: configured_store(settings),
         lambda: app.upstream(settings),
         lambda: PriceBook(settings.ledger.price_overrides),
     )
@@ -68,7 +69,7 @@ def _refusals(settings: Settings) -> list[str]:
 
 
 def _report(settings: Settings) -> dict[str, Any]:
-    url = app.database(settings).url
+    url = configured_store(settings).url
     return {
         "file": None if settings.source is None else str(settings.source),
         "home": str(settings.home),

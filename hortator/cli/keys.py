@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import click
 
-from hortator import app
 from hortator.cli.configuration import configured, load_settings
 from hortator.errors import HortatorError
 from hortator.store import Database, migrate
+from hortator.store import configured as configured_store
 from hortator.store.audit import Actor
 from hortator.store.queries import ApiKey, Tenant
 from hortator.tenancy.keys import (
@@ -88,7 +88,7 @@ def with_store(config: Path | None, env_file: Path | None, work: Callable[[Datab
     settings = load_settings(config, env_file)
 
     async def run() -> T:
-        database = app.database(settings)
+        database = configured_store(settings)
         try:
             await migrate(database)
             return await work(database)

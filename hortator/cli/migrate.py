@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from hortator import app, store
+from hortator import store
 from hortator.cli.configuration import configured, load_settings
 from hortator.errors import HortatorError
 from hortator.settings import Settings
@@ -30,7 +30,7 @@ def migrate(config: Path | None, env_file: Path | None, check: bool) -> None:
 
 async def _migrate(settings: Settings, check: bool) -> bool:
     """Return whether something was due (`check`) or done."""
-    database = app.database(settings)
+    database = store.configured(settings)
     try:
         return not await store.is_current(database) if check else await store.migrate(database)
     finally:

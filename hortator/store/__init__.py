@@ -3,7 +3,7 @@
 `database.py` connects, `schema.py` migrates, `tables.py` describes; the other files hold the statements, one subject each.
 """
 
-from hortator.store.database import Database, sqlite_url
+from hortator.store.database import Database, configured, sqlite_url
 from hortator.store.schema import is_current, migrate
 
-__all__ = ["Database", "is_current", "migrate", "sqlite_url"]
+__all__ = ["Database", "configured", "is_current", "migrate", "sqlite_url"]

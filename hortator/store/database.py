@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import SingletonThreadPool
 
 from hortator.errors import ConfigError, Unavailable
+from hortator.settings import Settings
 
 log = logging.getLogger("hortator.store")
 
@@ -48,6 +49,12 @@ _SQLITE = frozenset({"sqlite", "sqlite+aiosqlite"})
 def sqlite_url(path: Path) -> str:
     """The URL of a SQLite file."""
     return f"sqlite+aiosqlite:///{path}"
+
+
+def configured(settings: Settings) -> Database:
+    """Return the configured store: a file in the home folder where no URL is given."""
+    url = settings.store.url
+    return Database(sqlite_url(settings.home / "hortator.db") if url is None else url.reveal())
 
 
 def normalise_url(url: str) -> URL:
