@@ -17,7 +17,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from hortator.api import problem
-from hortator.api.inference import Exchange, Manner, Seen, answer, respond
+from hortator.api.inference import EVENT_STREAM, Exchange, Manner, Seen, answer, respond
 from hortator.api.reading import HangUp
 from hortator.api.team_stream import TeamStream, abandon, outcome
 from hortator.call import Call, Caller, Decision, ModelId, Path
@@ -38,7 +38,7 @@ from hortator.wire.body import Object
 from hortator.wire.dialects import FORMS, Asked
 from hortator.wire.fields import given, raw, text
 from hortator.wire.tasks import Pattern, TaskConfig, Tier
-from hortator.wire.team_chat import Wanted
+from hortator.wire.team_chat import Bound, Chunks, Tokens, Wanted
 
 PATTERNS: Final[Mapping[Pattern, str]] = {
     "parallel": "Several requests answered at once",
@@ -150,7 +150,10 @@ class TeamChat:
             (b"x-hortator-task-type", (call.wish.task_type or f"{inferred(call)}; inferred").encode()),
         )
         if asking.path == "fast" and not later:
-            await self._fast(exchange, caller, call, trace, manner, seen, asking)
+            try:
+                await self._fast(exchange, caller, call, trace, manner, seen, asking)
+            except TaskEnded as ended:  # nobody was asked: the budget allows no answer
+                await _unanswered(exchange, call, trace, manner, seen, Bound(ended.code, ended.message))
             return
         order = self._order(exchange, call, asking, interactive=not later)
         if later:
@@ -316,14 +319,41 @@ class TeamChat:
         content, reason, tokens, bound = outcome(task)
         created = int(call.received_at)
         body = team_chat.completion(f"chatcmpl-{task.id}", call.model, created, content, reason, tokens, bound)
-        if call.operation != "chat":
-            body = dialects.reply(call.operation, "chat", body, Asked(call.body, call.id, call.received_at, True))
-        if seen is not None:
-            seen(body)
-        headers = [problem.JSON, (b"x-request-id", exchange.id.encode()), *trace.route]
-        if manner.also is not None:
-            headers += manner.also([], exchange.id)
-        await respond(exchange, 200, headers, body)
+        await _said(exchange, call, trace, manner, seen, body)
+
+
+async def _said(
+    exchange: Exchange, call: Call, trace: Trace, manner: Manner, seen: Seen | None, completion: bytes
+) -> None:
+    """Write a whole answer in the client's dialect."""
+    about = Asked(call.body, call.id, call.received_at, True)
+    body = completion if call.operation == "chat" else dialects.reply(call.operation, "chat", completion, about)
+    if seen is not None:
+        seen(body)
+    headers = [problem.JSON, (b"x-request-id", exchange.id.encode()), *trace.route]
+    if manner.also is not None:
+        headers += manner.also([], exchange.id)
+    await respond(exchange, 200, headers, body)
+
+
+async def _unanswered(
+    exchange: Exchange, call: Call, trace: Trace, manner: Manner, seen: Seen | None, bound: Bound
+) -> None:
+    """Write an answer of no text that says which bound allowed none (C-21)."""
+    id, created, nothing = f"chatcmpl-{exchange.id}", int(call.received_at), Tokens(0, 0)
+    if not call.stream:
+        whole = team_chat.completion(id, call.model, created, "", "length", nothing, bound)
+        await _said(exchange, call, trace, manner, seen, whole)
+        return
+    headers = [*EVENT_STREAM, (b"x-request-id", exchange.id.encode()), *trace.route]
+    if manner.also is not None:
+        headers += manner.also([], exchange.id)
+    chunks = Chunks(id, call.model, created, call.wants_usage)
+    reader = dialects.reader(call.operation, "chat", Asked(call.body, call.id, call.received_at, call.wants_usage))
+    body = reader.feed([chunks.role(), chunks.finish("length", bound), chunks.usage(nothing)]) + reader.end()
+    if seen is not None:
+        seen(body)
+    await respond(exchange, 200, headers, body)
 
 
 def _pattern(model: str) -> Pattern:

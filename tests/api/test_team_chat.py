@@ -186,8 +186,21 @@ async def test_a_budget_bounds_the_one_answer(served: Served, upstream: Upstream
     mark = upstream.plan("ok")
     await served.post(ask(SIMPLE, user=mark, x_budget={"max_cost_usd": "0.01"}))
     assert 300 < (await sent(upstream, mark))["max_completion_tokens"] < 1000
-    reply = await served.post(ask(SIMPLE, x_budget={"max_tokens": 10}))
-    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "task_budget_exceeded")
+
+
+@pytest.mark.parametrize("budget", [{"max_tokens": 10}, {"max_cost_usd": "0.0000001"}])
+async def test_a_budget_that_allows_no_answer_gives_an_empty_one_that_says_so(
+    served: Served, budget: dict[str, Any]
+) -> None:
+    """C-21: and no provider is asked."""
+    body = ask(SIMPLE, x_budget=budget)
+    reply = (await served.post(body)).json()
+    assert reply["hortator_error"]["code"] == "task_budget_exceeded"
+    assert (reply["choices"][0]["message"]["content"], reply["choices"][0]["finish_reason"]) == ("", "length")
+    lines = await served.lines(body)
+    last = payloads(lines)[-1]
+    assert (last["choices"][0]["finish_reason"], last["hortator_error"]["code"]) == ("length", "task_budget_exceeded")
+    assert "data: [DONE]" in lines
 
 
 async def test_a_text_file_is_read_to_the_one_model(served: Served, upstream: Upstream) -> None:
