@@ -279,7 +279,7 @@ class Desk:
             preferences=preferences,
         )
         self._streams += int(stream)
-        how = legion.retries(self.task.tier, self.config.retry)
+        how = legion.retries(self.task.tier, self.config.retry, self.task.source)
         while True:
             now = structs.replace(attempt)
             name = key if not now.number else f"{key}.again.{now.number}"

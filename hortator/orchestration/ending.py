@@ -59,8 +59,12 @@ class Ending:
         await self._end("Completed", found, None, outcome.message, events)
 
     async def failed(self, error: HortatorError) -> None:
-        """End without a result."""
-        await self._end("Failed", None, {"code": error.code, "message": error.message[:500]}, error.message)
+        """End without a result, but with a pattern's data so far: it says what failed of each request."""
+        kept = self._kept
+        found = None
+        if kept is not None and kept.data is not None:
+            found = {"summary": error.message[:500], "content": kept.content, "data": kept.data}
+        await self._end("Failed", found, {"code": error.code, "message": error.message[:500]}, error.message)
 
     async def short(self, phase: str, message: str, code: str, *, of: str | None = None) -> None:
         """End with what was achieved, if anything. `of`: the task whose budget is used up."""

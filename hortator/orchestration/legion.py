@@ -46,6 +46,10 @@ _RETRIES: Final[Mapping[str, Retries]] = {
     "centurion": Retries(1, 30.0, 300.0),
     "tribune": Retries(0, 30.0, 300.0),
 }
+_WAITED_FOR: Final = frozenset({"chat", "responses", "messages", "harpoon"})
+"""Doors whose clients wait for the answer, on an open connection (R-000-30: 5 to 30 s)."""
+_SOON: Final = 0.5
+"""Seconds before the first try again where somebody waits; what a provider asks for (`Retry-After`) is waited all the same."""
 
 
 class Bounds(NamedTuple):
@@ -94,9 +98,11 @@ def plannings(tier: str, config: TaskConfig) -> int:
     return min(_PLANNING.get(tier, 1), config.max_iterations or _MAX_TURNS)
 
 
-def retries(tier: str, given: Retry | None) -> Retries:
-    """Return how an agent tries again: what its configuration says, else what its tier has."""
+def retries(tier: str, given: Retry | None, source: str = "") -> Retries:
+    """Return how an agent tries again: what its configuration says, else what its tier has. `source`: the door its tree came through."""
     own = _RETRIES.get(tier, _RETRIES["legionary"])
+    if source in _WAITED_FOR:
+        own = own._replace(backoff=_SOON)
     if given is None:
         return own
     return Retries(

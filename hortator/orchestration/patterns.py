@@ -151,6 +151,7 @@ async def parallel(work: Work) -> Outcome:
     data = {"total": len(answers), "successful": successful, "failed": len(answers) - successful, "results": answers}
     content = results.joined([family.done(task) for task in ended])
     if not successful:
+        work.keep(Outcome(content="", parts=tuple(ended), data=data))
         raise TaskEnded(f"None of {len(answers)} requests was answered: {family.why(ended[0])}", code="task_failed")
     message = "" if successful == len(answers) else f"{len(answers) - successful} of {len(answers)} requests failed."
     return Outcome(content=content, parts=tuple(ended), data=data, message=message)

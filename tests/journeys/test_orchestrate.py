@@ -125,6 +125,15 @@ def test_a_request_of_parallel_that_fails_is_told_beside_the_others(door: Door) 
     assert "refused" in found["data"]["results"][1]["error"]
 
 
+def test_parallel_of_which_nothing_was_answered_says_why_of_each(door: Door) -> None:
+    """R-002-4: success is that none failed; a failure of all is told like one of some."""
+    failing = {"prompt": "# Your part\npart-1 [fail:part-1]"}
+    found = orchestrated(door, "parallel", requests=[failing, failing])
+    assert (found["success"], found["data"]["successful"], found["data"]["failed"]) == (False, 0, 2)
+    assert all("refused" in one["error"] for one in found["data"]["results"])
+    assert "None of 2 requests was answered" in found["error"]
+
+
 def test_workers_is_answered_in_harpoons_fields(door: Door) -> None:
     """R-002-5, R-002-11: `jq .data.final_answer` works, and the models are the documented ones."""
     found = orchestrated(door, "workers", prompt="Do much. [parts:5]")

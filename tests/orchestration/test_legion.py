@@ -56,6 +56,15 @@ def test_retries_follow_the_tier_and_double_with_a_jitter_that_is_always_the_sam
         assert pause == legion.pause(legionary, attempt, "task")
 
 
+@pytest.mark.parametrize("source", ["chat", "responses", "messages", "harpoon"])
+def test_agents_that_a_client_waits_for_try_again_at_once(source: str) -> None:
+    """R-000-30: a client on an open connection is gone before fifteen seconds have doubled twice."""
+    waited = [legion.retries("legionary", None, source), legion.retries("centurion", None, source)]
+    assert [(how.attempts, how.backoff) for how in waited] == [(3, 0.5), (1, 0.5)]
+    assert legion.retries("legionary", Retry(backoff_seconds=9), source).backoff == 9
+    assert legion.retries("legionary", None, "tasks").backoff == 15.0
+
+
 def test_bounds_hold_whatever_is_asked() -> None:
     assert legion.bounds(TaskConfig()) == (3, 10, 100)
     assert legion.bounds(TaskConfig(decomposition_strategy="aggressive")).agents == 8

@@ -132,7 +132,10 @@ async def test_parallel_asks_everything_at_once_and_each_fails_alone(place: Plac
 
 async def test_parallel_fails_only_when_nothing_was_answered(place: Place) -> None:
     _, task = await run(place, Script(lambda ask: NotFound("No.", code="model_not_found")), "parallel")
-    assert (task.status, task.results) == ("Failed", None)
+    assert task.status == "Failed"
+    found = (task.results or {})["data"]
+    assert (found["successful"], found["failed"]) == (0, found["total"])
+    assert {one["status"] for one in found["results"]} == {"rejected"}
 
 
 async def test_workers_plan_work_and_write(place: Place) -> None:
