@@ -240,7 +240,8 @@ class TaskScope(StepScope, TaskFileScope):
 
         def act(connection: Connection) -> list[Event] | None:
             path = self._path_of(connection, id) if place is None else self._path(connection, place)
-            if not path or path[-1].status not in of or path[-1].status not in UNFINISHED:
+            task = path[-1] if path else None
+            if task is None or task.id != id or task.status not in of or task.status not in UNFINISHED:
                 return None
             return self._change(connection, path, {**new, "status": to}, events)
 

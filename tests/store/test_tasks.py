@@ -18,6 +18,7 @@ from hortator.store.tasks import (
     Filter,
     NewEvent,
     NewFile,
+    Place,
     Task,
     TaskScope,
     Took,
@@ -174,6 +175,7 @@ async def test_a_tenant_sees_and_changes_its_own_only(ours: Room, theirs: Room) 
     await ours.emit(root.id, [note(root)])
     assert await theirs.find(root.id) is None
     assert await theirs.tree(root.id) == []
+    assert await theirs.outline(root.id) == []
     assert await theirs.page(Filter(), None, 10) == []
     assert await theirs.page(Filter(), root.id, 10) == []
     assert await theirs.events(root.id, 0, 10) == []
@@ -185,6 +187,7 @@ async def test_a_tenant_sees_and_changes_its_own_only(ours: Room, theirs: Room) 
     assert await theirs.files([root.id]) == []
     assert await theirs.cancel(root.id, "no") == []
     assert not await theirs.change(root.id, "Running", of=("Pending",), values={}, events=())
+    assert not await theirs.change(root.id, "Running", of=("Pending",), values={}, events=(), place=root)
     assert not await theirs.spawn(root, [a_task(theirs, root)], (), (), 10)
     assert (await theirs.begin(root, "x", "model", "m", want(1, 1))).stopped
     with pytest.raises(ValueError, match="not begun"):
@@ -270,6 +273,30 @@ async def test_cancelling_a_part_leaves_the_rest_and_gives_back_what_it_held(our
     assert (after.status, after.held_tokens, after.held_cost) == ("Pending", 20, Decimal("0.2"))
     await ours.settle(one, "plan", took(10, 1, "0.11"), ())
     assert (await fresh(ours, root)).held_tokens == 20
+
+
+async def test_statements_kept_for_many_tenants_read_for_their_own_only(database: Database, ours: Room) -> None:
+    """More tenants than statements are kept for, ours again and again."""
+    root = await rooted(ours)
+    for _ in range(70):
+        assert await Room(database, TenantId(fresh_id())).find(root.id) is None
+        assert await ours.find(root.id) == root
+
+
+async def test_who_knows_where_a_task_is_changes_it_and_its_trees_log_alike(ours: Room) -> None:
+    root = await rooted(ours)
+    path = await line(ours, root, [{}, {}, {}])
+    for number, task in enumerate(path, 1):
+        place = Place(task.id, task.root_id, task.parent_task_id, task.depth)
+        change: dict[str, Any] = {"of": ("Pending",), "values": {"progress": number}, "events": [note(task)]}
+        assert await ours.change(task.id, "Running", place=place if number % 2 else task, **change)
+        assert not await ours.change(task.id, "Running", place=place, **change)
+    assert not await ours.change(fresh_id(), "Waiting", of=("Running",), values={}, events=(), place=path[1])
+    assert [(each.id, each.status, each.progress) for each in await ours.outline(root.id)] == [
+        (task.id, "Running", number) for number, task in enumerate(path, 1)
+    ]
+    assert [each.seq for each in await ours.events(root.id, 0, 9)] == [1, 2, 3, 4]
+    assert (await fresh(ours, root)).last_seq == 4
 
 
 async def test_phases_change_from_allowed_ones_only_and_never_from_an_end(ours: Room) -> None:
