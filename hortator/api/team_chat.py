@@ -37,6 +37,7 @@ from hortator.wire import dialects, orders, team_chat
 from hortator.wire.body import Object
 from hortator.wire.dialects import FORMS, Asked
 from hortator.wire.fields import given, raw, text
+from hortator.wire.orders import TEXT_PARTS
 from hortator.wire.tasks import Pattern, TaskConfig, Tier
 from hortator.wire.team_chat import Bound, Chunks, Tokens, Wanted
 
@@ -55,6 +56,8 @@ BRIEF = 256
 
 _SINGLE = ("tools", "functions", "response_format", "audio", "prediction", "logprobs", "web_search_options")
 """Fields that one model has to answer: the client runs tools itself, or reads what only a model's answer has."""
+TEAM_PARTS = (*TEXT_PARTS, "file")
+"""Parts of a message that a team can be told."""
 _EMPTY = (b"null", b"[]", b"false")
 _LIMITS: Final = {"chat": "max_completion_tokens", "responses": "max_output_tokens", "messages": "max_tokens"}
 _SYSTEM = ("system", "developer")
@@ -385,8 +388,14 @@ def _for_one(call: Call, chat: Object, pattern: Pattern) -> str | None:
             return field
     if given(chat, "n") not in (None, Raw(b"1")):
         return "n"
-    called = any(turn.tool_calls or turn.role in _TOOLS for turn in _turns.decode(chat["messages"]))
-    return "messages" if called else None
+    turns = _turns.decode(chat["messages"])
+    alone = any(turn.tool_calls or turn.role in _TOOLS or _is_seen_or_heard(turn) for turn in turns)
+    return None if not alone and any(turn.role == "user" and turn.content for turn in turns) else "messages"
+
+
+def _is_seen_or_heard(turn: _Turn) -> bool:
+    """Whether a message holds what agents are not given: an image, sound."""
+    return isinstance(turn.content, list) and any(part.type not in TEAM_PARTS for part in turn.content)
 
 
 def _has_files(chat: Object) -> bool:

@@ -30,6 +30,8 @@ MAX_REQUESTS = MAX_TASKS - 1
 """Most requests of the pattern `parallel`: each is a task of the tree, and its root is one too."""
 TEXTS = ("query", "prompt", "description", "task")
 """Fields that say what is to be done; one of them, or `messages`."""
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+"""Types of the parts of a message that agents are told."""
 TEXT_TYPE, BINARY_TYPE = "text/plain; charset=utf-8", "application/octet-stream"
 
 _TYPE = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}$"
@@ -227,6 +229,7 @@ def _messages(top: Object, said: TaskOrder, task_type: str | None, files: bool) 
     where = "" if said.repository is None else f"The repository: {said.repository}"
     if named == ["messages"]:
         found = tuple(msgspec.json.decode(top["messages"], type=list[dict[str, Any]]))
+        _check_parts(found)
         if not any(message["role"] == "user" and message.get("content") for message in found):
             raise InvalidRequest("'messages' has no message of a user.", code="invalid_value", param="messages")
         return (*found, {"role": "user", "content": where}) if where else found
@@ -241,6 +244,21 @@ def _messages(top: Object, said: TaskOrder, task_type: str | None, files: bool) 
     else:
         raise _missing("prompt", f"What is to be done? Give one of {', '.join(TEXTS)} and messages.")
     return ({"role": "user", "content": f"{text}\n\n{where}" if where else text},)
+
+
+def _check_parts(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what agents would not see: an image that is left out without a word makes an answer that is made up."""
+    for at, message in enumerate(messages):
+        content = message.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type")
+            if kind not in TEXT_PARTS:
+                param = f"messages[{at}].content[{place}]"
+                raise InvalidRequest(
+                    f"'{param}': agents are told text, not '{str(kind)[:50]}'; send files as 'files'.",
+                    code="unsupported_content",
+                    param=param,
+                )
 
 
 def _config(said: TaskOrder) -> TaskConfig:

@@ -40,7 +40,9 @@ class Budget(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     """What a tree may use, all agents together. None = no bound of its own; the caller's limits hold anyway."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 40)] | None = None
-    max_cost_usd: Annotated[str, Meta(pattern=r"^\d{1,9}(\.\d{1,10})?$")] | Annotated[float, Meta(ge=0)] | None = None
+    max_cost_usd: (
+        Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,10})?$")] | Annotated[float, Meta(ge=0)] | None
+    ) = None
 
 
 class Retry(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -166,6 +166,32 @@ async def test_what_one_model_has_to_answer_is_one_call(
     assert served.teams.orders == []
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+SOUND = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": [{"type": "text", "text": COMPLEX}, IMAGE]}],
+        [{"role": "user", "content": [{"type": "text", "text": COMPLEX}, SOUND]}],
+        [{"role": "system", "content": COMPLEX}],
+    ],
+    ids=["image", "sound", "no-user"],
+)
+async def test_what_agents_would_not_see_goes_to_one_model_as_it_is(
+    served: Served, upstream: Upstream, messages: list[dict[str, Any]]
+) -> None:
+    """A team that is not shown the image would make its answer up."""
+    mark = upstream.plan("ok")
+    reply = await served.post({"model": ROLE, "messages": messages, "user": mark, "hortator_mode": "complex"})
+    assert reply.headers["x-hortator-route"].startswith("fast;")
+    content = messages[-1]["content"]
+    last = (await sent(upstream, mark))["messages"][-1]["content"]
+    assert last[-1] == content[-1] if isinstance(content, list) else last.endswith(content)
+    assert served.teams.orders == []
+
+
 async def test_tools_that_were_called_before_keep_a_conversation_with_one_model(
     served: Served, upstream: Upstream
 ) -> None:
