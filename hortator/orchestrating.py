@@ -7,6 +7,7 @@ walk the corridor of the generation that serves when they are asked.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Collection, Sequence
 
@@ -105,6 +106,8 @@ class Orchestrating:
         handlers = {KIND: self._tree.work, f"{KIND}.dead": self._tree.interrupted, **self.webhooks.handlers}
         try:
             await self.engine.start(handlers)
+            # What it has loaded lives as long as the process: collections need not walk it (as in `cli/serve.py`).
+            gc.freeze()
             await self.teams.start()
         except Exception as error:  # noqa: BLE001 - the outermost edge of a background task
             log.error("teams of agents cannot work: %s", type(error).__name__)
