@@ -179,7 +179,8 @@ def test_each_metric_is_explained() -> None:
     families = set(
         re.findall(r"^# TYPE (\S+)", exposition(counted(outcome()), (), TaskCounts()).decode(), re.MULTILINE)
     )
-    families |= set(re.findall(r'Reading\(\s*"([a-z_]+)"', (ROOT / "hortator" / "app.py").read_text("utf-8")))
+    for file in ("app.py", "orchestrating.py"):
+        families |= set(re.findall(r'Reading\(\s*"([a-z_]+)"', (ROOT / "hortator" / file).read_text("utf-8")))
     assert families == documented
 
 

@@ -374,7 +374,8 @@ async def test_after_a_crash_no_finished_call_is_made_again(store: Database, at:
     steps = await field.scope.steps(id)
     assert all(one.status == "finished" for one in steps)
     assert len([one for one in steps if one.kind == "model"]) == 6
-    assert interrupted == sum(one.runs - 1 for one in steps)
+    # One that died before it had asked is asked once, in its second run.
+    assert interrupted <= sum(one.runs - 1 for one in steps)
     (dead_at,) = [one for one in steps if one.key == at and one.task_id == (await field.tasks(id))[name].id]
     assert dead_at.runs == 1
     assert root.input_tokens == 60
