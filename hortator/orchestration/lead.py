@@ -127,9 +127,12 @@ class Lead:
                 base = prompts.planner(self._brief, roles, most, self._strategy, prompts.TIGHT)
                 told = prompts.mend(base, said.text, bad.reason, prompts.TIGHT)
         try:
-            return Plan(parts=tuple(plans.mended(parts, most)), source="planned", ms=ms)
+            mended = plans.mended(parts, most)
         except BadPlan:
-            return Plan(parts=tuple(self._fallback(most)), source="fallback", ms=ms)
+            mended = []
+        if len(mended) > 1:  # one part is all that is left of what the model could not write
+            return Plan(parts=tuple(mended), source="planned", ms=ms)
+        return Plan(parts=tuple(self._fallback(most)), source="fallback", ms=ms)
 
     def _most(self) -> int:
         """Return how many parts a plan may have: about as many as agents may work at once, and no more than the tree has room for."""

@@ -180,6 +180,14 @@ async def test_a_plan_that_only_says_the_request_again_is_none(store: Database) 
     assert root.status == "Completed" and decomposed.details["source"] == "fallback"
 
 
+async def test_one_part_that_stays_bad_is_no_plan(store: Database) -> None:
+    lonely = plan(part("design", "someone"))
+    field = await Field.of(store, says(plan=lonely, mend=lonely))
+    root = await field.run("Compare Redis, Postgres and cookies")
+    (decomposed,) = await field.events(root.id, "task_decomposed")
+    assert root.status == "Completed" and decomposed.details["source"] == "fallback"
+
+
 async def test_what_the_model_cannot_do_is_left_out(store: Database) -> None:
     refused = InvalidRequest("This model's provider takes no 'response_format'.", code="unsupported_by_model")
     field = await Field.of(store, says(plan=lambda ask: refused if ask.response_format else TWO))
