@@ -133,8 +133,8 @@ class Gateway:
     def __init__(self, home: Path, upstream: Upstream, changes: dict[str, Any]) -> None:
         self.home = home
         self.upstream = upstream
+        self.ports = BadPorts()  # first: what it holds is not free
         self.port = free_port()
-        self.ports = BadPorts()
         self.config = home / "hortator.yaml"
         self.log = home / "server.log"
         self.prefix = changes.get("server", {}).get("root_path", "")
