@@ -7,6 +7,7 @@ the command line, waits until the door answers, and at the end shows that it sto
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import re
 import signal
@@ -52,12 +53,21 @@ def eventually(look: Callable[[], T | None], what: str, patience: float = PATIEN
     raise AssertionError(f"waited in vain for {what}")
 
 
+_SHARE = 4_000
+_FIRST_PORT = 16_000 + _SHARE * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + _SHARE))
+
+
 def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free now, of this test process's own share: none that the system gives out by itself (those begin at 32,768)."""
+    for port in itertools.islice(_PORTS, os.getpid() % 97, _SHARE):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 class BadPorts:
