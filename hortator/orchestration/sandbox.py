@@ -144,8 +144,8 @@ class Sandbox:
 
 
 def _in(base: list[str], folder: Path) -> list[str]:
-    """Return the start of a command line whose folder is `/work`."""
-    return [*base, "--bind", str(folder), "/work", "--chdir", "/work"]
+    """Return the start of a command line whose folder is `/task`."""
+    return [*base, "--bind", str(folder), "/task", "--chdir", "/task"]
 
 
 def _hand_over(folder: Path) -> None:
@@ -161,7 +161,7 @@ def _world(program: str, with_proc: bool) -> list[str]:
     arguments = [program] if os.geteuid() else [*_AS_NOBODY, program]
     arguments += ["--unshare-all", "--unshare-user", "--disable-userns", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
     arguments += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox", "--clearenv"]
-    for name, value in (("PATH", "/usr/bin:/bin"), ("HOME", "/work"), ("LANG", "C.UTF-8"), ("TMPDIR", _TMP)):
+    for name, value in (("PATH", "/usr/bin:/bin"), ("HOME", "/task"), ("LANG", "C.UTF-8"), ("TMPDIR", _TMP)):
         arguments += ["--setenv", name, value]
     arguments += ["--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):

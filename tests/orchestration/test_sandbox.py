@@ -37,14 +37,14 @@ async def test_a_command_works_in_its_folder(sandbox: Sandbox) -> None:
     async with sandbox.folder() as folder:
         (folder / "a").write_text("b\n")
         ran = await sandbox.run("pwd; cat a; echo out > c; echo err >&2; exit 3", folder, 20, 1 << 20)
-        assert (ran.status, ran.output, ran.ended) == (3, "/work\nb\nerr\n", "")
+        assert (ran.status, ran.output, ran.ended) == (3, "/task\nb\nerr\n", "")
         assert (folder / "c").read_text() == "out\n"
     assert not folder.exists()
 
 
 async def test_a_command_sees_no_file_of_ours(sandbox: Sandbox) -> None:
     ran = await sh(
-        sandbox, f"cat {HERE} /etc/passwd /root/.profile /proc/self/root{HERE}; ls -A / /home /root /var /run /work/.."
+        sandbox, f"cat {HERE} /etc/passwd /root/.profile /proc/self/root{HERE}; ls -A / /home /root /var /run /task/.."
     )
     assert HERE.name not in ran.output.replace(str(HERE), "")
     assert "root:x" not in ran.output
@@ -83,7 +83,7 @@ async def test_a_command_sees_no_process_and_no_variable_of_ours(
 async def test_a_command_gains_no_rights(sandbox: Sandbox) -> None:
     ran = await sh(
         sandbox,
-        "grep CapEff /proc/self/status; unshare -Ur true && echo NESTED; mount -t tmpfs x /work && echo MOUNTED; true",
+        "grep CapEff /proc/self/status; unshare -Ur true && echo NESTED; mount -t tmpfs x /task && echo MOUNTED; true",
     )
     assert "NESTED" not in ran.output
     assert "MOUNTED" not in ran.output
