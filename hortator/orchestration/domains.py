@@ -1,4 +1,4 @@
-"""The parameters of domains and of types of tasks, checked (R-000-46 to R-000-52), and what results of a type have besides.
+"""The parameters of domains and of types of tasks, checked (R-000-46 to R-000-52).
 
 Orders and the chat doors let parameters be checked here; agents' prompts tell them. Everything is text for the agents: no data set is opened
 and no repository fetched because it is named. Pure.
@@ -92,39 +92,6 @@ TASK_TYPES: Mapping[str, Fields] = {
 }
 """Type of task (R-000-50) -> its parameters, beside those of the role's domain. R-000-51, R-000-52 and our own."""
 
-_TEXT_SCHEMA = {"type": "string"}
-_TEXTS_SCHEMA = {"type": "array", "items": _TEXT_SCHEMA}
-
-
-def _schema(**properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema of an object with these fields, all of them there and no other."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-_PAPERS = _schema(papers={"type": "array", "items": _schema(citation=_TEXT_SCHEMA, themes=_TEXTS_SCHEMA)})
-_REVIEW = _schema(
-    findings={
-        "type": "array",
-        "items": _schema(
-            severity={"type": "string", "enum": ["critical", "high", "medium", "low"]},
-            description=_TEXT_SCHEMA,
-            document=_TEXT_SCHEMA,
-        ),
-    },
-    recommendations=_TEXTS_SCHEMA,
-)
-_RESULTS: Mapping[str, dict[str, Any]] = {
-    "literature_review": _PAPERS,
-    "code_review": _REVIEW,
-    "document_review": _REVIEW,
-    "architecture_review": _REVIEW,
-}
-
 
 def known(role: Role | None, task_type: str) -> Fields:
     """Return the parameters that may be given: those of the type of task and of the role's domain; of every domain where it has none."""
@@ -191,8 +158,3 @@ def _said(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)
-
-
-def result_schema(task_type: str) -> dict[str, Any] | None:
-    """Return the JSON schema of what a result of that type has besides (R-000-19, R-000-52); None where it has nothing more."""
-    return _RESULTS.get(task_type)

@@ -126,16 +126,3 @@ def test_agents_are_told_parameters_in_words() -> None:
         "- visualization required: yes",
     ]
     assert domains.describe({}) == ""
-
-
-def test_results_of_reviews_have_findings_and_those_of_literature_papers() -> None:
-    """R-000-19, R-000-52."""
-    papers = domains.result_schema("literature_review")
-    assert papers is not None
-    assert list(papers["properties"]["papers"]["items"]["properties"]) == ["citation", "themes"]
-    for task_type in ("code_review", "document_review", "architecture_review"):
-        review = domains.result_schema(task_type)
-        assert review is not None
-        assert list(review["properties"]) == ["findings", "recommendations"]
-        assert list(review["properties"]["findings"]["items"]["properties"]) == ["severity", "description", "document"]
-    assert domains.result_schema("chat") is None
